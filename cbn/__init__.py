@@ -1,0 +1,23 @@
+"""cbn: batch normalization without a training framework, for people who ship models.
+
+Needs NumPy alone; ``cbn.export`` (ONNX) comes with ``pip install "cbn[onnx]"``.
+"""
+
+from ._dispatch import build_info
+from ._version import __version__
+from .functional import batch_norm
+from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from .scale_shift import ScaleShift
+from .stats import BatchStats, batch_stats
+
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "BatchStats",
+    "ScaleShift",
+    "__version__",
+    "batch_norm",
+    "batch_stats",
+    "build_info",
+]

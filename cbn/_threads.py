@@ -1,0 +1,91 @@
+"""How many threads a call takes: the one place where that is decided."""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import os
+from pathlib import Path
+
+from ._dispatch import kernels
+
+__all__ = ["SERIAL_BYTES", "available_threads", "check_num_threads", "threads_for"]
+
+#: Arrays up to this size are the work of one thread: starting and joining a second costs
+#: microseconds, and whole scheduler slices where another process holds its core.
+SERIAL_BYTES = 1 << 20
+
+_HAS_OPENMP = bool(kernels.build()["openmp"])
+_forked = False
+
+
+def _after_fork_in_child() -> None:
+    # libgomp's worker threads do not survive a fork; a parallel region would wait for them forever.
+    global _forked
+    _forked = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def check_num_threads(num_threads: int | None) -> int | None:
+    """Return `num_threads` as an int of at least 1, or None; raise what says what is accepted."""
+    if num_threads is None:
+        return None
+    try:
+        count = operator.index(num_threads)
+    except TypeError:
+        raise TypeError(
+            f"num_threads: expected None or an int, got {type(num_threads).__name__}"
+        ) from None
+    if count < 1:
+        raise ValueError(f"num_threads: expected None or an int >= 1, got {count}")
+    return min(count, 1 << 10)
+
+
+@functools.cache
+def _quota() -> int | None:
+    """The processors that the control group allows (version 2, then 1), or None."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+    except (OSError, ValueError):
+        try:
+            folder = Path("/sys/fs/cgroup/cpu")
+            quota = (folder / "cpu.cfs_quota_us").read_text()
+            period = (folder / "cpu.cfs_period_us").read_text()
+        except OSError:
+            return None
+    try:
+        share = int(quota) / int(period)
+    except (ValueError, ZeroDivisionError):  # "max": no limit
+        return None
+    return max(1, math.ceil(share)) if share > 0 else None
+
+
+@functools.cache
+def _omp_num_threads() -> int | None:
+    """``OMP_NUM_THREADS`` as it was when first asked, like OpenMP itself; its first level."""
+    try:
+        return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
+    except (KeyError, ValueError):
+        return None
+
+
+def available_threads() -> int:
+    """What CPU affinity, the control group's quota and ``OMP_NUM_THREADS`` allow, at least 1."""
+    if _forked or not _HAS_OPENMP:
+        return 1
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on this system
+        count = os.cpu_count() or 1
+    return min(count, _quota() or count, _omp_num_threads() or count)
+
+
+def threads_for(num_threads: int | None, nbytes: int) -> int:
+    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but after a fork."""
+    if num_threads is None:
+        return 1 if nbytes <= SERIAL_BYTES else available_threads()
+    return 1 if _forked else num_threads
