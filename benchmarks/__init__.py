@@ -1,0 +1,1 @@
+"""Time cbn beside its peers: ``python -m benchmarks --help``."""
