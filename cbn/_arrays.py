@@ -53,7 +53,7 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
 
 
 def _to_ndarray(value: Any, name: str) -> np.ndarray:
-    """A NumPy view of anything with ``__dlpack__``, ``__array_interface__`` or the buffer protocol."""
+    """A NumPy view of what has ``__dlpack__``, ``__array__`` or the buffer protocol."""
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "__dlpack__"):

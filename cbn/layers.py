@@ -325,8 +325,9 @@ class BatchNorm:
 
     def __repr__(self) -> str:
         text = (
-            f"{type(self).__name__}({self._num_features}, eps={self.eps}, momentum={self.momentum}, "
-            f"affine={self._affine}, track_running_stats={self._track_running_stats}"
+            f"{type(self).__name__}({self._num_features}, eps={self.eps}, "
+            f"momentum={self.momentum}, affine={self._affine}, "
+            f"track_running_stats={self._track_running_stats}"
         )
         if self._dtype != np.float32:
             text += f", dtype={str(self._dtype)!r}"
