@@ -79,6 +79,8 @@ def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Lay out rows of text under a header, each column as wide as its widest cell."""
     lines = [tuple(columns), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-            for line in lines]
+    text = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    ]
     return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])

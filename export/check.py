@@ -1,0 +1,228 @@
+"""Check that onnxruntime and cbn compute the same, node by node, and that optimization keeps it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import InlinePass
+
+import cbn
+
+from . import opsets, recompute
+from .build import to_onnx
+from .check_report import CrosscheckReport, CrosscheckRow, make_row
+from .data import DataLike, batches, load_data
+from .files import ModelError, ModelLike, load
+from .inputs import Feeds, model_inputs, random_inputs
+from .nodes import BatchNormNode, find_nodes
+from .outputs import OutputCheck, check_outputs
+from .probe import NodeCheck, check_nodes
+from .sessions import Providers, RunError, make_session, run_session
+from .tolerance import Agreement
+
+__all__ = ["CrosscheckReport", "CrosscheckRow", "crosscheck"]
+
+Layer = cbn.BatchNorm1d | cbn.BatchNorm2d | cbn.BatchNorm3d
+
+_LAYER_BATCH = 8
+_LAYER_SIZE = 8
+
+
+def crosscheck(
+    subject: ModelLike | Layer,
+    x: DataLike | None = None,
+    providers: Providers = "cpu",
+    *,
+    seed: int = 0,
+    num_threads: int | None = None,
+) -> CrosscheckReport:
+    """Check a model or a layer: onnxruntime against cbn, and optimized against not.
+
+    Every BatchNormalization node is run by onnxruntime as it is written (optimization off); cbn
+    recomputes it from onnxruntime's own input of that node, so that errors of other operators do
+    not count. A node in training mode is run twice, its running statistics are compared too, by
+    ONNX's conventions. Then each output of the whole model is compared between optimization off
+    and on, where nodes may be fused away. Of a layer, the model that ``to_onnx`` builds in its
+    present mode is checked, and also compared with what the layer itself gives.
+
+    Parameters
+    ----------
+    subject : str, os.PathLike, bytes, onnx.ModelProto, onnx_ir.Model or BatchNorm1d/2d/3d
+        The model or layer; it is not changed.
+    x : optional
+        Input data: what ``load_data`` takes for a model, an array for a layer. A model gets it in
+        batches where it fixes the batch size or there are more than 32 samples, and its nodes in
+        training mode then see each batch by itself; a layer takes it whole. Seeded random inputs
+        when None.
+    providers : {"cpu", "cuda", "auto"} or list, default: "cpu"
+        As for ``make_session``.
+    seed : int, default: 0
+        Of the random inputs.
+    num_threads : int, optional
+        For onnxruntime and cbn; each decides for itself when None.
+
+    Returns
+    -------
+    CrosscheckReport
+        True when every row holds. A node that cannot be checked, such as one inside a subgraph,
+        does not hold, and its remark says why.
+
+    Raises
+    ------
+    ModelError
+        When the model cannot be read or run, has no BatchNormalization, or has one of an opset
+        below 7, for which onnxruntime has no kernel.
+    DataError
+        When the data cannot be read or does not fit.
+    ProviderError
+        When a provider that was asked for is not in use.
+    """
+    if isinstance(subject, Layer):
+        return _check_layer(subject, x, providers, seed, num_threads)
+    model = _inlined(load(subject))
+    nodes = find_nodes(model)
+    _require_runnable(nodes)
+    inputs = model_inputs(model)
+    feeds = random_inputs(model, seed) if x is None else load_data(x, inputs)
+    parts = list(batches(feeds, inputs))
+    try:
+        return CrosscheckReport(_model_rows(model, nodes, parts, providers, num_threads))
+    except RunError as error:
+        if x is not None:
+            raise
+        raise RunError(
+            f"{error}; these inputs are random, made up from the shapes that the model declares: "
+            "give data that fits it"
+        ) from error
+
+
+def _model_rows(
+    model: ir.Model,
+    nodes: Sequence[BatchNormNode],
+    parts: Sequence[Feeds],
+    providers: Providers,
+    num_threads: int | None,
+) -> tuple[CrosscheckRow, ...]:
+    checks, provider = check_nodes(model, nodes, parts, providers, num_threads)
+    rows = [_node_row(check, provider) for check in checks]
+    repeat = any(node.mode == "training" for node in nodes)
+    for output in check_outputs(model, parts, providers, num_threads, repeat=repeat):
+        rows.append(_output_row(output, provider))
+    return tuple(rows)
+
+
+def _inlined(model: ir.Model) -> ir.Model:
+    """Replace calls of model-local functions by their bodies: taps reach the main graph alone."""
+    if not model.functions:
+        return model
+    try:
+        result = InlinePass()(model.clone())
+    except Exception as error:  # a broken function raises whatever breaks first
+        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
+    return result.model
+
+
+def _require_runnable(nodes: Sequence[BatchNormNode]) -> None:
+    if not nodes:
+        raise ModelError(
+            "the model has no BatchNormalization node: nothing to check (exporters often fold them "
+            "into the convolutions before them)"
+        )
+    for node in nodes:
+        if node.opset < opsets.OLDEST_BUILT:
+            raise ModelError(
+                f"node {node.name!r} is BatchNormalization of opset {node.opset}: onnxruntime has "
+                f"it from opset {opsets.OLDEST_BUILT} on, so the model cannot be run"
+            )
+
+
+def _check_layer(
+    bn: Layer, x: Any, providers: Providers, seed: int, num_threads: int | None
+) -> CrosscheckReport:
+    model = load(to_onnx(bn) if x is None else to_onnx(bn, rank=_rank(bn, np.asarray(x))))
+    inputs = model_inputs(model)
+    if x is None:
+        feeds = random_inputs(model, seed, batch=_LAYER_BATCH, size=_LAYER_SIZE)
+    else:
+        feeds = load_data(np.asarray(x), inputs)
+    twin = _as_stored(bn)
+    expected = {"y": twin(feeds["x"])}
+    rows = _model_rows(model, find_nodes(model), [feeds], providers, num_threads)
+    session = make_session(model, providers, optimize=False, num_threads=num_threads)
+    actual = run_session(session, feeds)
+    agreements = _layer_agreements(bn, twin, feeds["x"], actual, expected["y"])
+    provider = session.get_providers()[0]
+    own = tuple(
+        make_row("layer", name, actual[name].shape, provider, agreement, mode=None)
+        for name, agreement in agreements.items()
+    )
+    return CrosscheckReport(rows + own)
+
+
+def _rank(bn: Layer, x: np.ndarray) -> int | None:
+    return x.ndim if isinstance(bn, cbn.BatchNorm1d) and x.ndim in (2, 3) else None
+
+
+def _as_stored(bn: Layer) -> Layer:
+    """Copy a layer, with eps and momentum rounded to float32 as ONNX attributes are."""
+    twin = copy.deepcopy(bn)
+    twin.eps = float(np.float32(bn.eps))
+    if bn.track_running_stats:
+        weight = bn.momentum
+        if weight is None:
+            weight = 1 / ((bn.num_batches_tracked or 0) + 1)
+        twin.momentum = 1 - float(np.float32(1 - weight))
+    return twin
+
+
+def _layer_agreements(
+    before: Layer, after: Layer, x: np.ndarray, actual: dict[str, np.ndarray], y: np.ndarray
+) -> dict[str, Agreement]:
+    """Compare what the graph gives with what the layer gave, in each of its outputs."""
+    channels = before.num_features
+    axis = -1 if before.channels_last else 1
+    ones, zeros = np.ones(channels), np.zeros(channels)
+    tracked = before.track_running_stats
+    parameters = recompute.Parameters(
+        scale=before.weight if before.weight is not None else ones,
+        bias=before.bias if before.bias is not None else zeros,
+        mean=before.running_mean if before.running_mean is not None else zeros,
+        var=before.running_var if before.running_var is not None else ones,
+        eps=after.eps,
+        momentum=1 - after.momentum if tracked and after.momentum is not None else 0.0,
+    )
+    given, got, wanted = (np.moveaxis(array, axis, 1) for array in (x, actual["y"], y))
+    if not before.training and tracked:
+        return {"y": recompute.check_eval(given, got, wanted, parameters)}
+    stats = cbn.batch_stats(x, axis=axis)
+    result = {"y": recompute.check_training(given, got, wanted, parameters, stats)}
+    if before.training and after.running_mean is not None and after.running_var is not None:
+        result |= recompute.check_running(
+            given.shape,
+            actual["running_mean"],
+            actual["running_var"],
+            (after.running_mean, after.running_var),
+            parameters,
+            stats,
+            x.dtype,
+            unbiased=True,
+        )
+    return result
+
+
+def _node_row(check: NodeCheck, provider: str) -> CrosscheckRow:
+    node = check.node
+    row = make_row("node", node.name, check.shape, provider, check.agreement, mode=node.mode)
+    return dataclasses.replace(
+        row, opset=node.opset, ok=row.ok and not check.failure, remark=check.failure or check.remark
+    )
+
+
+def _output_row(check: OutputCheck, provider: str) -> CrosscheckRow:
+    row = make_row("output", check.name, check.shape, provider, check.agreement, mode=None)
+    return dataclasses.replace(row, ok=row.ok and not check.failure, remark=check.failure)
