@@ -1,0 +1,85 @@
+"""How a command ends: bad input as one line on stderr, and the exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from cbn.cli.output import printable
+
+__all__ = ["BAD_INPUT", "BROKEN_PIPE", "DOES_NOT_HOLD", "INTERRUPTED", "CommandGroup", "about"]
+
+DOES_NOT_HOLD = 1
+BAD_INPUT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+@contextmanager
+def about(*paths: Path | None) -> Iterator[None]:
+    """Put the first of the paths before an error's message that names none of them."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if any(str(path) in str(error) for path in paths if path is not None):
+            raise
+        raise ValueError(f"{paths[0]}: {error}") from error
+
+
+class CommandGroup(TyperGroup):
+    """The commands of ``cbn``, with one answer to bad input for all of them.
+
+    ``ValueError``, ``TypeError``, ``OSError`` and ``ProviderError``, which is what cbn raises for
+    bad input, become one line on stderr. Anything else is a defect and keeps its traceback.
+    """
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command; see the class."""
+        # A name that the terminal's encoding lacks must not end the command.
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except BrokenPipeError:
+            _discard_stdout()
+            raise typer.Exit(BROKEN_PIPE) from None
+        except KeyboardInterrupt:
+            print("cbn: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            if not _is_bad_input(error) or os.environ.get("CBN_TRACEBACK"):
+                raise
+            print(f"cbn: error: {_one_line(error)}", file=sys.stderr)
+            raise typer.Exit(BAD_INPUT) from None
+
+
+def _is_bad_input(error: Exception) -> bool:
+    if isinstance(error, ValueError | TypeError | OSError):
+        return True
+    export = sys.modules.get("cbn.export")  # whoever raised its error has imported it
+    return export is not None and isinstance(error, export.ProviderError)
+
+
+def _one_line(error: Exception) -> str:
+    message = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        named = [str(error.filename)] if error.filename is not None else []
+        message = ": ".join([*named, error.strerror])
+    return printable(" ".join(message.split()))
+
+
+def _discard_stdout() -> None:
+    """Send what is left to nowhere, or the flush at exit would complain of the pipe again."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
