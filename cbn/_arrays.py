@@ -180,6 +180,17 @@ def _layouts(x: np.ndarray, axis: int) -> tuple[str, str]:
     return ("last", "first") if before * channels == x.size else ("first", "last")
 
 
+def _shares_memory_with_itself(array: np.ndarray) -> bool:
+    """Whether values may overlap: in every view of an array, an axis steps over the inner ones."""
+    reach = array.itemsize
+    for stride, n in sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True)):
+        if n > 1:
+            if stride < reach:
+                return True
+            reach += stride * (n - 1)
+    return False
+
+
 def _check_out(out: Any, x: np.ndarray) -> np.ndarray:
     array = as_array(out, "out")
     if array.shape != x.shape:
@@ -194,7 +205,9 @@ def _check_out(out: Any, x: np.ndarray) -> np.ndarray:
     )
     if not same and np.may_share_memory(array, x):
         raise ValueError("out: overlaps x; expected x itself or memory apart from it")
-    if any(stride == 0 and n > 1 for stride, n in zip(array.strides, array.shape, strict=True)):
+    if not array.flags.aligned:
+        raise ValueError(f"out: expected memory aligned to its dtype, {array.dtype}")
+    if _shares_memory_with_itself(array):
         raise ValueError(f"out: its values share memory (strides {array.strides})")
     return array
 
@@ -213,7 +226,7 @@ def single(x: np.ndarray, axis: int) -> tuple[str, np.ndarray]:
         x3 = view(x, axis, layout)
         if x3 is not None:
             return layout, x3
-    return single(np.ascontiguousarray(x), axis)
+    return single(np.array(x, order="C"), axis)  # aligned too
 
 
 def pair(x: np.ndarray, out: Any, axis: int) -> Pair:
@@ -247,4 +260,4 @@ def pair(x: np.ndarray, out: Any, axis: int) -> Pair:
             return Pair(layout, seen, y3, y)
     layout, y3 = usable[0]
     source = np.moveaxis(x, axis, -1) if layout == "last" else x
-    return Pair(layout, np.ascontiguousarray(source).reshape(y3.shape), y3, y)
+    return Pair(layout, np.array(source, order="C").reshape(y3.shape), y3, y)

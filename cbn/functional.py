@@ -91,14 +91,12 @@ def normalize_batch(
     threads = threads_for(num_threads, x.nbytes)
     moments = np.empty((2, channels))
     stats = BatchStats(count, moments[0], moments[1])
-    if eps > 0:
-        kernel("train", layout, x.dtype)(
-            x3, y3, *parameters, eps, np.empty((3, channels)), moments, threads
-        )
-    else:  # nothing is written before every variance is known to be above zero
+    if eps == 0:  # nothing is written before every variance is known to be above zero
         kernel("stats", layout, x.dtype)(x3, moments, threads)
-        mab = coefficients(stats.mean, stats.var, parameters, eps, x.dtype, "variance of x")
-        kernel("scale", layout, x.dtype)(x3, y3, mab, threads)
+        reject_channels(stats.m2 == 0, stats.var, "variance of x", "values > 0 (eps is 0)")
+    kernel("train", layout, x.dtype)(
+        x3, y3, *parameters, eps, np.empty((3, channels)), moments, threads
+    )
     return result, stats
 
 
