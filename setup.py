@@ -1,6 +1,7 @@
 """Build the Cython kernels; everything else is declared in pyproject.toml."""
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
@@ -58,11 +59,33 @@ class BuildExt(build_ext):
         return ["-fopenmp"]
 
 
+DEPENDS = ["cbn/_lanes.h", *map(str, sorted(Path("cbn").glob("_*.pxi")))]
+
+# One source, one build per instruction set: name of the build -> what the compiler may use.
+BUILDS = {"": []}
+if platform.machine().lower() in ("x86_64", "amd64"):
+    BUILDS["_v3"] = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
+    BUILDS["_v4"] = [*BUILDS["_v3"], "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+    BUILDS["_v4"] += ["-mprefer-vector-width=512"]
+
+
+def extensions() -> list[Extension]:
+    """The kernels once for each instruction set."""
+    cpu = Extension("cbn._cpu", ["cbn/_cpu.pyx"])
+    built = cythonize(cpu, build_dir="build/cython", compiler_directives=DIRECTIVES)
+    for tag, flags in BUILDS.items():
+        kernels = Extension(
+            f"cbn._kernels{tag}",
+            ["cbn/_kernels.pyx"],
+            depends=DEPENDS,
+            extra_compile_args=list(flags),
+        )
+        # A folder for each: Cython names its C file after the source, not after the module.
+        built += cythonize(kernels, build_dir=f"build/cython{tag}", compiler_directives=DIRECTIVES)
+    return built
+
+
 setup(
-    ext_modules=cythonize(
-        Extension("cbn._kernels", ["cbn/_kernels.pyx"], depends=["cbn/_lanes.h"]),
-        build_dir="build/cython",
-        compiler_directives=DIRECTIVES,
-    ),
+    ext_modules=extensions(),
     cmdclass={"build_ext": BuildExt},
 )

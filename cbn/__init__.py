@@ -5,7 +5,7 @@ Needs NumPy alone; ``cbn.export`` (ONNX) comes with ``pip install "cbn[onnx]"``.
 
 from ._dispatch import build_info
 from ._version import __version__
-from .functional import batch_norm
+from .functional import batch_norm, batch_norm_backward
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from .scale_shift import ScaleShift
 from .stats import BatchStats, batch_stats
@@ -18,6 +18,7 @@ __all__ = [
     "ScaleShift",
     "__version__",
     "batch_norm",
+    "batch_norm_backward",
     "batch_stats",
     "build_info",
 ]

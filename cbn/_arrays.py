@@ -7,37 +7,35 @@ and "last", (A, B, C) with contiguous rows of C.
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import SPECIALISATIONS
+from ._dispatch import accepted_dtypes, element_of
 
 __all__ = [
-    "Pair",
+    "Arranged",
+    "arrange",
     "as_array",
     "as_channel_array",
     "check_axis",
     "check_dtype",
     "check_eps",
     "check_momentum",
-    "pair",
     "reject_channels",
     "single",
+    "to_ndarray",
 ]
 
 
-class Pair(NamedTuple):
-    """x and y as the kernels take them, and y as the caller sees it."""
+class Arranged(NamedTuple):
+    """Arrays as the kernels take them, all in one layout."""
 
     layout: str
-    x: np.ndarray
-    y: np.ndarray
-    result: np.ndarray
-
-
-def _accepted() -> str:
-    return " or ".join(str(dtype) for dtype in SPECIALISATIONS)
+    inputs: list[np.ndarray]
+    out: np.ndarray
+    result: np.ndarray  # `out` as the caller sees it
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -45,14 +43,14 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     try:
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
-        raise TypeError(f"{name}: expected {_accepted()}, got {dtype!r}") from None
-    if result not in SPECIALISATIONS:
+        raise TypeError(f"{name}: expected {accepted_dtypes()}, got {dtype!r}") from None
+    if element_of(result) is None:
         shown = result.str if not result.isnative else result
-        raise TypeError(f"{name}: expected {_accepted()}, got {shown}")
+        raise TypeError(f"{name}: expected {accepted_dtypes()}, got {shown}")
     return result
 
 
-def _to_ndarray(value: Any, name: str) -> np.ndarray:
+def to_ndarray(value: Any, name: str) -> np.ndarray:
     """A NumPy view of what has ``__dlpack__``, ``__array__`` or the buffer protocol."""
     if isinstance(value, np.ndarray):
         return value
@@ -76,16 +74,16 @@ def _to_ndarray(value: Any, name: str) -> np.ndarray:
 
 def as_array(value: Any, name: str = "x") -> np.ndarray:
     """A NumPy view of `value`, of a supported dtype."""
-    array = _to_ndarray(value, name)
-    if array.dtype not in SPECIALISATIONS:
+    array = to_ndarray(value, name)
+    if element_of(array.dtype) is None:
         check_dtype(array.dtype, name)
     return array
 
 
 def as_channel_array(value: Any, channels: int, name: str, *, writable: bool = False) -> np.ndarray:
     """A NumPy view of a one-dimensional float array with one value a channel."""
-    array = _to_ndarray(value, name)
-    if array.dtype.kind != "f" or not array.dtype.isnative:
+    array = to_ndarray(value, name)
+    if element_of(array.dtype) is None and not (array.dtype.kind == "f" and array.dtype.isnative):
         raise TypeError(f"{name}: expected a floating-point array, got {array.dtype}")
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), got {array.shape}")
@@ -191,25 +189,35 @@ def _shares_memory_with_itself(array: np.ndarray) -> bool:
     return False
 
 
-def _check_out(out: Any, x: np.ndarray) -> np.ndarray:
+def _check_out(out: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     array = as_array(out, "out")
+    x = next(iter(inputs.values()))
     if array.shape != x.shape:
         raise ValueError(f"out: expected shape {x.shape}, got {array.shape}")
     if array.dtype != x.dtype:
         raise TypeError(f"out: expected {x.dtype}, like x, got {array.dtype}")
     if not array.flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
-    same = (
-        array.__array_interface__["data"][0] == x.__array_interface__["data"][0]
-        and array.strides == x.strides
-    )
-    if not same and np.may_share_memory(array, x):
-        raise ValueError("out: overlaps x; expected x itself or memory apart from it")
+    for name, other in inputs.items():
+        same = array.ctypes.data == other.ctypes.data and array.strides == other.strides
+        if not same and np.may_share_memory(array, other):
+            raise ValueError(
+                f"out: overlaps {name}; expected {name} itself or memory apart from it"
+            )
     if not array.flags.aligned:
         raise ValueError(f"out: expected memory aligned to its dtype, {array.dtype}")
     if _shares_memory_with_itself(array):
         raise ValueError(f"out: its values share memory (strides {array.strides})")
     return array
+
+
+def _copied(x: np.ndarray, axis: int, layout: str) -> np.ndarray:
+    """A copy of x in the kernels' three dimensions, aligned and in C order."""
+    channels = x.shape[axis]
+    if layout == "last":
+        return np.array(np.moveaxis(x, axis, -1), order="C").reshape(1, -1, channels)
+    before = int(np.prod(x.shape[:axis]))
+    return np.array(x, order="C").reshape(before, channels, -1)
 
 
 def single(x: np.ndarray, axis: int) -> tuple[str, np.ndarray]:
@@ -222,42 +230,45 @@ def single(x: np.ndarray, axis: int) -> tuple[str, np.ndarray]:
     """
     if x.size == 0:
         raise ValueError(f"x: expected at least one value, got shape {x.shape}")
-    for layout in _layouts(x, axis):
-        x3 = view(x, axis, layout)
-        if x3 is not None:
-            return layout, x3
-    return single(np.array(x, order="C"), axis)  # aligned too
+    layouts = _layouts(x, axis)
+    for layout in layouts:
+        if (seen := view(x, axis, layout)) is not None:
+            return layout, seen
+    return layouts[0], _copied(x, axis, layouts[0])
 
 
-def pair(x: np.ndarray, out: Any, axis: int) -> Pair:
-    """x and its result in one layout; x is copied where no layout fits it, `out` never.
+def arrange(inputs: Mapping[str, np.ndarray], out: Any, axis: int) -> Arranged:
+    """Inputs of one shape and dtype, by name, and their result, in one layout.
+
+    An input is copied where that layout does not fit it; `out` never is.
 
     Raises
     ------
     ValueError, TypeError
-        Where x holds no value, or `out` has another shape or dtype, is read-only, overlaps x
-        without being x, or has strides that no layout serves.
+        Where there is no value, or `out` has another shape or dtype, is read-only, overlaps an
+        input without being it, or has strides that no layout serves.
     """
-    if out is None:
-        layout, x3 = single(x, axis)
-        result = np.empty_like(x)  # in x's order of axes
-        if (y3 := view(result, axis, layout)) is None:  # x was copied
-            result = np.empty(x.shape, x.dtype)
-            return Pair(layout, x3, single(result, axis)[1], result)
-        return Pair(layout, x3, y3, result)
-    y = _check_out(out, x)
+    arrays = list(inputs.values())
+    x = arrays[0]
+    if out is not None:
+        out = _check_out(out, inputs)
     if x.size == 0:
         raise ValueError(f"x: expected at least one value, got shape {x.shape}")
-    views = [(layout, view(y, axis, layout)) for layout in _layouts(x, axis)]
-    usable = [(layout, y3) for layout, y3 in views if y3 is not None]
-    if not usable:
-        raise ValueError(
-            f"out: strides {y.strides} of shape {y.shape} serve no layout; expected the channels, "
-            "or what follows them, to be contiguous"
-        )
-    for layout, y3 in usable:
-        if (seen := view(x, axis, layout)) is not None:
-            return Pair(layout, seen, y3, y)
-    layout, y3 = usable[0]
-    source = np.moveaxis(x, axis, -1) if layout == "last" else x
-    return Pair(layout, np.array(source, order="C").reshape(y3.shape), y3, y)
+    result = np.empty_like(x) if out is None else out  # in x's order of axes
+    layouts = _layouts(x, axis)
+    for copying in (False, True):
+        for layout in layouts:
+            target = view(result, axis, layout)
+            views = [view(array, axis, layout) for array in arrays]
+            if target is not None and (copying or all(seen is not None for seen in views)):
+                seen_or_copied = [
+                    _copied(array, axis, layout) if seen is None else seen
+                    for array, seen in zip(arrays, views, strict=True)
+                ]
+                return Arranged(layout, seen_or_copied, target, result)
+        if out is None:
+            result = np.empty(x.shape, x.dtype)  # in C order, which a layout always serves
+    raise ValueError(
+        f"out: strides {result.strides} of shape {result.shape} serve no layout; expected the "
+        "channels, or what follows them, to be contiguous"
+    )

@@ -3,13 +3,25 @@ from typing import Any
 
 import numpy as np
 
-# Fused functions: indexed by the C name of the element type ("float", "double").
-stats_first: Mapping[str, Any]
-stats_last: Mapping[str, Any]
-train_first: Mapping[str, Any]
-train_last: Mapping[str, Any]
-scale_first: Mapping[str, Any]
-scale_last: Mapping[str, Any]
+# Fused functions: indexed by the C name of the element type ("float", "double", "ushort").
+stats: Mapping[str, Any]
+train: Mapping[str, Any]
+backward: Mapping[str, Any]
+scale: Mapping[str, Any]
+
+class AffineMap:
+    def prepare(
+        self,
+        values: np.ndarray,
+        kind: str,
+        last: bool,
+        activation: int,
+        slope: float,
+        ranks: tuple[int, int],
+        watched: tuple[np.ndarray, ...],
+    ) -> None: ...
+    def attempt(self, x: Any, out: Any = None) -> Any: ...
+    def __call__(self, x: Any, out: Any = None, residual: Any = None) -> np.ndarray: ...
 
 def fuse(
     mean: np.ndarray,

@@ -2,12 +2,17 @@
  *
  * A group is an array of the widest vectors of the instruction set that this file is compiled for,
  * so that the number of lanes, and with it the order of every sum, is the same in every build.
- * GCC and Clang compile plain arithmetic on such vectors; no intrinsics but the streamed stores.
- * The loops over groups are in _kernels.pyx. `cbn_NAME(pointer, ...)` picks the element type.
+ * GCC and Clang compile plain arithmetic on such vectors; intrinsics are left to streamed stores,
+ * masked loads and the conversion of float16. The loops over groups are in _kernels.pyx.
+ *
+ * Element types: f32, f64, f16 (IEEE binary16) and bf16 (bfloat16). Sums are kept in f64; the rest
+ * of the arithmetic is done in f64 for f64 and in f32 for the others ("WORK" below).
  */
 #ifndef CBN_LANES_H
 #define CBN_LANES_H
 
+#include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #if !defined(__GNUC__)
@@ -29,90 +34,216 @@
 #endif
 
 #define CBN_INLINE static inline __attribute__((always_inline))
+#define CBN_EACH(k, n) _Pragma("GCC unroll 16") for (int k = 0; k < (n); k++)
 
-typedef float cbn_vf __attribute__((vector_size(CBN_VECTOR)));
-typedef double cbn_vd __attribute__((vector_size(CBN_VECTOR)));
-typedef float cbn_vf_half __attribute__((vector_size(CBN_VECTOR / 2)));
+typedef float cbn_f32;
+typedef double cbn_f64;
+typedef struct { uint16_t bits; } cbn_f16;
+typedef struct { uint16_t bits; } cbn_bf16;
 
-enum { CBN_NF = CBN_LANES * 4 / CBN_VECTOR, CBN_ND = CBN_LANES * 8 / CBN_VECTOR };
+typedef float cbn_vf32 __attribute__((vector_size(CBN_VECTOR)));
+typedef double cbn_vf64 __attribute__((vector_size(CBN_VECTOR)));
+typedef int32_t cbn_vi32 __attribute__((vector_size(CBN_VECTOR)));
+typedef uint32_t cbn_vu32 __attribute__((vector_size(CBN_VECTOR)));
+typedef int64_t cbn_vi64 __attribute__((vector_size(CBN_VECTOR)));
+typedef float cbn_vf32_half __attribute__((vector_size(CBN_VECTOR / 2)));
+typedef uint16_t cbn_vu16_half __attribute__((vector_size(CBN_VECTOR / 2)));
 
-/* 16 floats or 16 doubles; the second is also what every sum is kept in. */
-typedef struct { cbn_vf v[CBN_NF]; } cbn_f32x16;
-typedef struct { cbn_vd v[CBN_ND]; } cbn_f64x16;
+enum {
+    CBN_N32 = CBN_LANES * 4 / CBN_VECTOR, /* vectors in a group of floats */
+    CBN_N64 = CBN_LANES * 8 / CBN_VECTOR, /* and of doubles */
+    CBN_W32 = CBN_VECTOR / 4,             /* floats in a vector */
+    CBN_W64 = CBN_VECTOR / 8
+};
 
-/* ---- load, store ------------------------------------------------------------------------ */
+typedef struct { cbn_vf32 v[CBN_N32]; } cbn_f32x16;
+typedef struct { cbn_vf64 v[CBN_N64]; } cbn_f64x16;
+typedef struct { cbn_vu32 v[CBN_N32]; } cbn_u32x16;
 
-CBN_INLINE cbn_f32x16 cbn_load_f32(const float *p) { cbn_f32x16 r; memcpy(&r, p, sizeof r); return r; }
-CBN_INLINE cbn_f64x16 cbn_load_f64(const double *p) { cbn_f64x16 r; memcpy(&r, p, sizeof r); return r; }
-CBN_INLINE void cbn_store_f32(float *p, cbn_f32x16 x) { memcpy(p, &x, sizeof x); }
-CBN_INLINE void cbn_store_f64(double *p, cbn_f64x16 x) { memcpy(p, &x, sizeof x); }
+/* ---- past the cache ---------------------------------------------------------------------- */
 
-/* Past the cache; p must be aligned to a vector. */
-CBN_INLINE void cbn_stream_bytes(void *p, const void *x, int vectors) {
-#pragma GCC unroll 8
-    for (int k = 0; k < vectors; k++) {
-        char *to = (char *)p + k * CBN_VECTOR;
-        const char *from = (const char *)x + k * CBN_VECTOR;
+/* `to` must be aligned to 64 bytes, or to 32 where that is all that is stored. */
+CBN_INLINE void cbn_stream_bytes(void *to, const void *from, int bytes) {
 #if defined(__AVX512F__)
-        _mm512_stream_si512((__m512i *)to, _mm512_loadu_si512(from));
-#elif defined(__AVX__)
-        _mm256_stream_si256((__m256i *)to, _mm256_loadu_si256((const __m256i *)from));
-#elif defined(__SSE2__)
-        _mm_stream_si128((__m128i *)to, _mm_loadu_si128((const __m128i *)from));
-#else
-        memcpy(to, from, CBN_VECTOR);
-#endif
+    if (bytes % 64 == 0) {
+        CBN_EACH(k, bytes / 64)
+            _mm512_stream_si512((__m512i *)to + k, _mm512_loadu_si512((const char *)from + 64 * k));
+        return;
     }
+#endif
+#if defined(__AVX__)
+    CBN_EACH(k, bytes / 32)
+        _mm256_stream_si256((__m256i *)to + k, _mm256_loadu_si256((const __m256i *)from + k));
+#elif defined(__SSE2__)
+    CBN_EACH(k, bytes / 16)
+        _mm_stream_si128((__m128i *)to + k, _mm_loadu_si128((const __m128i *)from + k));
+#else
+    memcpy(to, from, bytes);
+#endif
 }
-CBN_INLINE void cbn_stream_f32(float *p, cbn_f32x16 x) { cbn_stream_bytes(p, &x, CBN_NF); }
-CBN_INLINE void cbn_stream_f64(double *p, cbn_f64x16 x) { cbn_stream_bytes(p, &x, CBN_ND); }
 
-/* Streamed stores are weakly ordered: end each task with this before other threads may read. */
+/* Streamed stores are weakly ordered: a task ends with this before another thread may read. */
 CBN_INLINE void cbn_fence(void) {
 #if defined(__SSE2__)
     _mm_sfence();
 #endif
 }
 
-/* ---- sums, always in double ---------------------------------------------------------------- */
+CBN_INLINE void cbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+
+/* ---- float32 and float64 ------------------------------------------------------------------ */
+
+CBN_INLINE cbn_f32x16 cbn_load_f32(const float *p) { cbn_f32x16 r; memcpy(&r, p, sizeof r); return r; }
+CBN_INLINE cbn_f64x16 cbn_load_f64(const double *p) { cbn_f64x16 r; memcpy(&r, p, sizeof r); return r; }
+CBN_INLINE void cbn_store_f32(float *p, cbn_f32x16 x) { memcpy(p, &x, sizeof x); }
+CBN_INLINE void cbn_store_f64(double *p, cbn_f64x16 x) { memcpy(p, &x, sizeof x); }
+CBN_INLINE void cbn_stream_f32(float *p, cbn_f32x16 x) { cbn_stream_bytes(p, &x, sizeof x); }
+CBN_INLINE void cbn_stream_f64(double *p, cbn_f64x16 x) { cbn_stream_bytes(p, &x, sizeof x); }
+CBN_INLINE float cbn_get_f32(const float *p) { return *p; }
+CBN_INLINE double cbn_get_f64(const double *p) { return *p; }
 
 CBN_INLINE cbn_f64x16 cbn_widen_f32(const float *p) {
     cbn_f64x16 r;
-#pragma GCC unroll 8
-    for (int k = 0; k < CBN_ND; k++) {
-        cbn_vf_half half;
-        memcpy(&half, p + k * (CBN_VECTOR / 8), sizeof half);
-        r.v[k] = __builtin_convertvector(half, cbn_vd);
+    CBN_EACH(k, CBN_N64) {
+        cbn_vf32_half half;
+        memcpy(&half, p + k * CBN_W64, sizeof half);
+        r.v[k] = __builtin_convertvector(half, cbn_vf64);
     }
     return r;
 }
 CBN_INLINE cbn_f64x16 cbn_widen_f64(const double *p) { return cbn_load_f64(p); }
 
-/* Lane by lane: sum += x - shift, square += (x - shift)^2. */
-CBN_INLINE void cbn_add_moments(cbn_f64x16 x, cbn_f64x16 shift, cbn_f64x16 *sum, cbn_f64x16 *square) {
-#pragma GCC unroll 8
-    for (int k = 0; k < CBN_ND; k++) {
-        cbn_vd d = x.v[k] - shift.v[k];
-        sum->v[k] += d;
-        square->v[k] += d * d;
-    }
+CBN_INLINE cbn_f64x16 cbn_widen_work(cbn_f32x16 x) {
+    float values[CBN_LANES];
+    memcpy(values, &x, sizeof x);
+    return cbn_widen_f32(values);
 }
 
-CBN_INLINE cbn_f64x16 cbn_fill(double value) {
-    cbn_f64x16 r;
-#pragma GCC unroll 8
-    for (int k = 0; k < CBN_ND; k++) r.v[k] = value - (cbn_vd){0};
+/* ---- 16-bit types ------------------------------------------------------------------------- */
+
+CBN_INLINE cbn_u32x16 cbn_load_u16(const void *p) {
+    cbn_u32x16 r;
+    CBN_EACH(k, CBN_N32) {
+        cbn_vu16_half half;
+        memcpy(&half, (const char *)p + k * (CBN_VECTOR / 2), sizeof half);
+        r.v[k] = __builtin_convertvector(half, cbn_vu32);
+    }
     return r;
 }
 
-/* Lanes from n on are replaced by those of `other`. */
-CBN_INLINE cbn_f64x16 cbn_first(cbn_f64x16 x, int n, cbn_f64x16 other) {
-    double lanes[CBN_LANES], rest[CBN_LANES];
-    memcpy(lanes, &x, sizeof lanes);
-    memcpy(rest, &other, sizeof rest);
-    for (int k = 0; k < CBN_LANES; k++) lanes[k] = k < n ? lanes[k] : rest[k];
-    memcpy(&x, lanes, sizeof lanes);
-    return x;
+typedef struct { cbn_vu16_half v[CBN_N32]; } cbn_u16x16;
+
+CBN_INLINE cbn_u16x16 cbn_pack_u16(cbn_u32x16 x) {
+    cbn_u16x16 r;
+    CBN_EACH(k, CBN_N32) r.v[k] = __builtin_convertvector(x.v[k], cbn_vu16_half);
+    return r;
+}
+
+/* mask ? a : b, lane by lane */
+CBN_INLINE cbn_vu32 cbn_select_u32(cbn_vi32 mask, cbn_vu32 a, cbn_vu32 b) {
+    return ((cbn_vu32)mask & a) | (~(cbn_vu32)mask & b);
+}
+
+CBN_INLINE cbn_f32x16 cbn_load_bf16(const cbn_bf16 *p) {
+    cbn_u32x16 bits = cbn_load_u16(p);
+    cbn_f32x16 r;
+    CBN_EACH(k, CBN_N32) r.v[k] = (cbn_vf32)(bits.v[k] << 16);
+    return r;
+}
+
+/* Round to nearest, ties to even; a NaN stays one. */
+CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
+    cbn_u32x16 r;
+    CBN_EACH(k, CBN_N32) {
+        cbn_vu32 bits = (cbn_vu32)x.v[k];
+        cbn_vu32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+        cbn_vu32 quiet = (bits >> 16) | 0x40;
+        r.v[k] = cbn_select_u32(x.v[k] != x.v[k], quiet, rounded);
+    }
+    return cbn_pack_u16(r);
+}
+
+#if defined(__F16C__)
+CBN_INLINE cbn_f32x16 cbn_load_f16(const cbn_f16 *p) {
+    cbn_f32x16 r;
+#if defined(__AVX512F__)
+    r.v[0] = (cbn_vf32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+#else
+    CBN_EACH(k, CBN_N32)
+        r.v[k] = (cbn_vf32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + k));
+#endif
+    return r;
+}
+
+CBN_INLINE cbn_u16x16 cbn_round_f16(cbn_f32x16 x) {
+    cbn_u16x16 r;
+#if defined(__AVX512F__)
+    r.v[0] = (cbn_vu16_half)_mm512_cvtps_ph((__m512)x.v[0], _MM_FROUND_TO_NEAREST_INT);
+#else
+    CBN_EACH(k, CBN_N32)
+        r.v[k] = (cbn_vu16_half)_mm256_cvtps_ph((__m256)x.v[k], _MM_FROUND_TO_NEAREST_INT);
+#endif
+    return r;
+}
+#else
+/* Without F16C: exponents are moved by a product with a power of two, which is exact. */
+CBN_INLINE cbn_f32x16 cbn_load_f16(const cbn_f16 *p) {
+    cbn_u32x16 bits = cbn_load_u16(p);
+    cbn_f32x16 r;
+    CBN_EACH(k, CBN_N32) {
+        cbn_vu32 magnitude = (bits.v[k] & 0x7fff) << 13;
+        cbn_vf32 scaled = (cbn_vf32)magnitude * 0x1p112f;
+        cbn_vi32 special = (cbn_vi32)(magnitude >= (0x7c00u << 13));
+        cbn_vu32 value = cbn_select_u32(special, magnitude | 0x7f800000u, (cbn_vu32)scaled);
+        r.v[k] = (cbn_vf32)(value | ((bits.v[k] & 0x8000) << 16));
+    }
+    return r;
+}
+
+CBN_INLINE cbn_u16x16 cbn_round_f16(cbn_f32x16 x) {
+    cbn_u32x16 r;
+    CBN_EACH(k, CBN_N32) {
+        cbn_vu32 bits = (cbn_vu32)x.v[k], sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
+        cbn_vu32 normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+        /* below 2^-14 the last bit is 2^-24: let the addition of 0.5 round there */
+        cbn_vu32 small = (cbn_vu32)((cbn_vf32)magnitude + 0.5f) - 0x3f000000u;
+        cbn_vu32 finite = cbn_select_u32((cbn_vi32)(magnitude < (113u << 23)), small, normal);
+        cbn_vu32 nan = 0x7e00u | ((magnitude >> 13) & 0x1ff);
+        cbn_vu32 large = cbn_select_u32(
+            (cbn_vi32)(magnitude > 0x7f800000u), nan, (magnitude & 0) + 0x7c00u);
+        r.v[k] = sign | cbn_select_u32((cbn_vi32)(magnitude >= 0x477ff000u), large, finite);
+    }
+    return cbn_pack_u16(r);
+}
+#endif
+
+#define CBN_DEFINE_16(T)                                                                           \
+    CBN_INLINE void cbn_store_##T(cbn_##T *p, cbn_f32x16 x) {                                      \
+        cbn_u16x16 r = cbn_round_##T(x);                                                           \
+        memcpy(p, &r, sizeof r);                                                                   \
+    }                                                                                              \
+    CBN_INLINE void cbn_stream_##T(cbn_##T *p, cbn_f32x16 x) {                                     \
+        cbn_u16x16 r = cbn_round_##T(x);                                                           \
+        cbn_stream_bytes(p, &r, sizeof r);                                                         \
+    }                                                                                              \
+    CBN_INLINE cbn_f64x16 cbn_widen_##T(const cbn_##T *p) {                                        \
+        return cbn_widen_work(cbn_load_##T(p));                                                    \
+    }                                                                                              \
+    CBN_INLINE float cbn_get_##T(const cbn_##T *p) {                                               \
+        cbn_##T group[CBN_LANES] = {*p};                                                           \
+        float values[CBN_LANES];                                                                   \
+        cbn_store_f32(values, cbn_load_##T(group));                                                \
+        return values[0];                                                                          \
+    }
+CBN_DEFINE_16(f16)
+CBN_DEFINE_16(bf16)
+
+/* ---- sums --------------------------------------------------------------------------------- */
+
+CBN_INLINE cbn_f64x16 cbn_fill(double value) {
+    cbn_f64x16 r;
+    CBN_EACH(k, CBN_N64) r.v[k] = value - (cbn_vf64){0};
+    return r;
 }
 
 /* The sum of the lanes, in one order: halves onto halves. */
@@ -124,77 +255,224 @@ CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
     return lanes[0];
 }
 
+/* Lane by lane: total += x - shift, square += (x - shift)^2. */
+CBN_INLINE void cbn_add_moments(cbn_f64x16 x, cbn_f64x16 shift, cbn_f64x16 *total, cbn_f64x16 *square) {
+    CBN_EACH(k, CBN_N64) {
+        cbn_vf64 d = x.v[k] - shift.v[k];
+        total->v[k] += d;
+        square->v[k] += d * d;
+    }
+}
+
+/* Lane by lane: total += dy, product += dy * (x - mean). */
+CBN_INLINE void cbn_add_products(cbn_f64x16 dy, cbn_f64x16 x, cbn_f64x16 mean, cbn_f64x16 *total,
+                                 cbn_f64x16 *product) {
+    CBN_EACH(k, CBN_N64) {
+        total->v[k] += dy.v[k];
+        product->v[k] += dy.v[k] * (x.v[k] - mean.v[k]);
+    }
+}
+
+/* ---- what may follow the affine map ------------------------------------------------------- */
+
+enum {
+    CBN_NONE, CBN_RELU, CBN_RELU6, CBN_LEAKY_RELU, CBN_SILU, CBN_HARDSWISH
+};
+
+/* e^x to about one unit in the last place; x is cut to where the result is normal. */
+CBN_INLINE cbn_vf64 cbn_exp(cbn_vf64 x) {
+    static const double inverse_factorials[] = {
+        1.0 / 6227020800, 1.0 / 479001600, 1.0 / 39916800, 1.0 / 3628800, 1.0 / 362880,
+        1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0};
+    cbn_vf64 low = -708 - (cbn_vf64){0}, high = 708 - (cbn_vf64){0};
+    cbn_vi64 under = x < low, over = x > high;
+    x = (cbn_vf64)((under & (cbn_vi64)low) | (over & (cbn_vi64)high) | (~(under | over) & (cbn_vi64)x));
+    cbn_vf64 shifted = x * 1.4426950408889634 + 0x1.8p52;   /* the nearest integer, in the low bits */
+    cbn_vf64 n = shifted - 0x1.8p52;
+    cbn_vf64 r = (x - n * 0x1.62e42feep-1) - n * 0x1.a39ef35793c76p-33;   /* less n ln 2 */
+    cbn_vf64 p = inverse_factorials[0] - (cbn_vf64){0};
+    for (int k = 1; k < 14; k++) p = p * r + inverse_factorials[k];
+    cbn_vi64 power = ((cbn_vi64)shifted << 52) + (cbn_vi64)(1.0 - (cbn_vf64){0});
+    return p * (cbn_vf64)power;
+}
+
+CBN_INLINE cbn_f64x16 cbn_silu_f64(cbn_f64x16 x) {
+    CBN_EACH(k, CBN_N64) x.v[k] = x.v[k] / (1.0 + cbn_exp(-x.v[k]));
+    return x;
+}
+CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) {
+    double wide[CBN_LANES];
+    float values[CBN_LANES];
+    cbn_store_f64(wide, cbn_silu_f64(cbn_widen_work(x)));
+    for (int k = 0; k < CBN_LANES; k++) values[k] = (float)wide[k];
+    return cbn_load_f32(values);
+}
+
+/* Comparisons are such that a NaN passes through. */
+#define CBN_DEFINE_ACTIVATION(WORK, INT, COUNT)                                                    \
+    CBN_INLINE cbn_v##WORK cbn_above_##WORK(cbn_v##WORK x, cbn_##WORK low) {                       \
+        cbn_v##WORK bound = low - (cbn_v##WORK){0};                                                \
+        cbn_v##INT under = x < bound;                                                              \
+        return (cbn_v##WORK)((under & (cbn_v##INT)bound) | (~under & (cbn_v##INT)x));              \
+    }                                                                                              \
+    CBN_INLINE cbn_v##WORK cbn_below_##WORK(cbn_v##WORK x, cbn_##WORK high) {                      \
+        cbn_v##WORK bound = high - (cbn_v##WORK){0};                                               \
+        cbn_v##INT over = x > bound;                                                               \
+        return (cbn_v##WORK)((over & (cbn_v##INT)bound) | (~over & (cbn_v##INT)x));                \
+    }                                                                                              \
+    CBN_INLINE cbn_##WORK##x16 cbn_activate_##WORK(cbn_##WORK##x16 x, int activation,              \
+                                                   double slope) {                                 \
+        if (activation == CBN_SILU) return cbn_silu_##WORK(x);                                     \
+        CBN_EACH(k, COUNT) {                                                                       \
+            cbn_v##WORK v = x.v[k];                                                                \
+            if (activation == CBN_RELU) v = cbn_above_##WORK(v, 0);                                \
+            else if (activation == CBN_RELU6) v = cbn_below_##WORK(cbn_above_##WORK(v, 0), 6);     \
+            else if (activation == CBN_LEAKY_RELU) {                                               \
+                cbn_v##INT under = v < (cbn_v##WORK){0};                                           \
+                cbn_v##WORK scaled = v * (cbn_##WORK)slope;                                        \
+                v = (cbn_v##WORK)((under & (cbn_v##INT)scaled) | (~under & (cbn_v##INT)v));        \
+            } else                                                                                 \
+                v = v * cbn_below_##WORK(cbn_above_##WORK(v + 3, 0), 6) / 6;                       \
+            x.v[k] = v;                                                                            \
+        }                                                                                          \
+        return x;                                                                                  \
+    }
+CBN_DEFINE_ACTIVATION(f32, i32, CBN_N32)
+CBN_DEFINE_ACTIVATION(f64, i64, CBN_N64)
+
+/* ---- n < 16 values; the other lanes hold `fill` -------------------------------------------- */
+
+#define CBN_DEFINE_PART(T)                                                                         \
+    CBN_INLINE cbn_f64x16 cbn_widen_part_##T(const cbn_##T *p, int n, double fill) {               \
+        cbn_##T group[CBN_LANES] = {0};                                                            \
+        double lanes[CBN_LANES];                                                                   \
+        for (int k = 0; k < n; k++) group[k] = p[k];                                               \
+        cbn_store_f64(lanes, cbn_widen_##T(group));                                                \
+        for (int k = n; k < CBN_LANES; k++) lanes[k] = fill;                                       \
+        return cbn_load_f64(lanes);                                                                \
+    }
+CBN_DEFINE_PART(f64)
+CBN_DEFINE_PART(f16)
+CBN_DEFINE_PART(bf16)
+#if defined(__AVX512F__)
+CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
+    __mmask16 mask = (__mmask16)((1u << n) - 1);
+    __m512 x = _mm512_maskz_loadu_ps(mask, p);
+    __m512d fills = _mm512_set1_pd(fill);
+    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
+    cbn_f64x16 r;
+    r.v[0] = (cbn_vf64)_mm512_mask_cvtps_pd(fills, (__mmask8)mask, _mm512_castps512_ps256(x));
+    r.v[1] = (cbn_vf64)_mm512_mask_cvtps_pd(fills, (__mmask8)(mask >> 8), high);
+    return r;
+}
+#else
+CBN_DEFINE_PART(f32)
+#endif
+
 /* ---- one group of each element type ---------------------------------------------------------
  *
- * moments        16 values of one channel into its sums
- * moments_part   the same for n < 16 values
- * columns        16 channels, `rows` values of each, into their sums
- * scale          16 values of one channel: (x - m) * a + b, rounded after each operation
- * scale_one      the same for one value
- * scale_columns  the same for 16 channels; m, a, b in the type that the arithmetic is done in
- * narrow         n doubles into that type
+ * moments        16 values of one channel into its sums; _part: n < 16 of them
+ * products       16 values of dy and x of one channel into the sums of the gradient; _part
+ * columns        16 channels, `rows` values of each, into their sums of moments
+ * columns_products  16 channels, one value of dy and x each, into their sums of the gradient
+ * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
+ *                operation; _channels: the same for 16 channels, m, a, b, w being WORK arrays
+ * narrow         one double into element `at` of a WORK array
+ * value          one element as a double
  */
-typedef float cbn_f32;
-typedef double cbn_f64;
-
-#define CBN_DEFINE(T, TYPE, WORK, VECTORS)                                                         \
-    CBN_INLINE void cbn_moments_##T(const TYPE *x, double shift, cbn_f64x16 *sum,                  \
+#define CBN_DEFINE(T, WORK, COUNT)                                                                 \
+    CBN_INLINE void cbn_moments_##T(const cbn_##T *x, double shift, cbn_f64x16 *total,             \
                                     cbn_f64x16 *square) {                                          \
-        cbn_add_moments(cbn_widen_##T(x), cbn_fill(shift), sum, square);                           \
+        cbn_add_moments(cbn_widen_##T(x), cbn_fill(shift), total, square);                         \
     }                                                                                              \
-    CBN_INLINE void cbn_moments_part_##T(const TYPE *x, int n, double shift, cbn_f64x16 *sum,      \
+    CBN_INLINE void cbn_moments_part_##T(const cbn_##T *x, int n, double shift, cbn_f64x16 *total, \
                                          cbn_f64x16 *square) {                                     \
-        TYPE part[CBN_LANES] = {0};                                                                \
-        for (int k = 0; k < n; k++) part[k] = x[k];                                                \
-        cbn_f64x16 shifts = cbn_fill(shift);                                                       \
-        cbn_add_moments(cbn_first(cbn_widen_##T(part), n, shifts), shifts, sum, square);           \
+        cbn_add_moments(cbn_widen_part_##T(x, n, shift), cbn_fill(shift), total, square);          \
     }                                                                                              \
-    CBN_INLINE void cbn_columns_##T(const TYPE *x, Py_ssize_t stride, int rows,                    \
-                                    const double *shift, double *sum, double *square) {            \
-        cbn_f64x16 k = cbn_load_f64(shift), s = cbn_load_f64(sum), q = cbn_load_f64(square);       \
+    CBN_INLINE void cbn_products_##T(const cbn_##T *dy, const cbn_##T *x, double mean,             \
+                                     cbn_f64x16 *total, cbn_f64x16 *product) {                     \
+        cbn_add_products(cbn_widen_##T(dy), cbn_widen_##T(x), cbn_fill(mean), total, product);     \
+    }                                                                                              \
+    CBN_INLINE void cbn_products_part_##T(const cbn_##T *dy, const cbn_##T *x, int n, double mean, \
+                                          cbn_f64x16 *total, cbn_f64x16 *product) {                \
+        cbn_add_products(cbn_widen_part_##T(dy, n, 0), cbn_widen_part_##T(x, n, mean),             \
+                         cbn_fill(mean), total, product);                                          \
+    }                                                                                              \
+    CBN_INLINE void cbn_columns_##T(const cbn_##T *x, Py_ssize_t stride, int rows,                 \
+                                    const double *shift, double *total, double *square) {          \
+        cbn_f64x16 k = cbn_load_f64(shift), t = cbn_load_f64(total), s = cbn_load_f64(square);     \
         for (int row = 0; row < rows; row++)                                                       \
-            cbn_add_moments(cbn_widen_##T(x + row * stride), k, &s, &q);                           \
-        cbn_store_f64(sum, s);                                                                     \
-        cbn_store_f64(square, q);                                                                  \
+            cbn_add_moments(cbn_widen_##T(x + row * stride), k, &t, &s);                           \
+        cbn_store_f64(total, t);                                                                   \
+        cbn_store_f64(square, s);                                                                  \
     }                                                                                              \
-    CBN_INLINE void cbn_scale_##T(const TYPE *x, TYPE *y, double m, double a, double b,            \
+    CBN_INLINE void cbn_columns_products_##T(const cbn_##T *dy, Py_ssize_t dy_stride,              \
+                                             const cbn_##T *x, Py_ssize_t stride, int rows,        \
+                                             const double *mean, double *total, double *product) { \
+        cbn_f64x16 m = cbn_load_f64(mean), t = cbn_load_f64(total), s = cbn_load_f64(product);     \
+        for (int row = 0; row < rows; row++)                                                       \
+            cbn_add_products(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride), \
+                             m, &t, &s);                                                           \
+        cbn_store_f64(total, t);                                                                   \
+        cbn_store_f64(product, s);                                                                 \
+    }                                                                                              \
+    CBN_INLINE void cbn_scale_##T(const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, double m, \
+                                  double a, double b, double w, int activation, double slope,      \
                                   int stream) {                                                    \
         cbn_##WORK##x16 r = cbn_load_##T(x);                                                       \
-        _Pragma("GCC unroll 8") for (int k = 0; k < VECTORS; k++)                                  \
+        CBN_EACH(k, COUNT)                                                                         \
             r.v[k] = (r.v[k] - (cbn_##WORK)m) * (cbn_##WORK)a + (cbn_##WORK)b;                     \
+        if (residual) {                                                                            \
+            cbn_##WORK##x16 other = cbn_load_##T(residual);                                        \
+            CBN_EACH(k, COUNT) r.v[k] += other.v[k] * (cbn_##WORK)w;                               \
+        }                                                                                          \
+        if (activation) r = cbn_activate_##WORK(r, activation, slope);                             \
         if (stream) cbn_stream_##T(y, r);                                                          \
         else cbn_store_##T(y, r);                                                                  \
     }                                                                                              \
-    CBN_INLINE void cbn_scale_one_##T(const TYPE *x, TYPE *y, double m, double a, double b) {      \
-        *y = (TYPE)(((cbn_##WORK)*x - (cbn_##WORK)m) * (cbn_##WORK)a + (cbn_##WORK)b);             \
-    }                                                                                              \
-    CBN_INLINE void cbn_scale_columns_##T(const TYPE *x, TYPE *y, const void *m, const void *a,    \
-                                          const void *b, Py_ssize_t at, int stream) {              \
+    CBN_INLINE void cbn_scale_channels_##T(                                                        \
+        const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, const void *m, const void *a,       \
+        const void *b, const void *w, Py_ssize_t at, int activation, double slope, int stream) {   \
         cbn_##WORK##x16 r = cbn_load_##T(x), mv = cbn_load_##WORK((const cbn_##WORK *)m + at),     \
                         av = cbn_load_##WORK((const cbn_##WORK *)a + at),                          \
                         bv = cbn_load_##WORK((const cbn_##WORK *)b + at);                          \
-        _Pragma("GCC unroll 8") for (int k = 0; k < VECTORS; k++)                                  \
-            r.v[k] = (r.v[k] - mv.v[k]) * av.v[k] + bv.v[k];                                       \
+        CBN_EACH(k, COUNT) r.v[k] = (r.v[k] - mv.v[k]) * av.v[k] + bv.v[k];                        \
+        if (residual) {                                                                            \
+            cbn_##WORK##x16 other = cbn_load_##T(residual),                                        \
+                            wv = cbn_load_##WORK((const cbn_##WORK *)w + at);                      \
+            CBN_EACH(k, COUNT) r.v[k] += other.v[k] * wv.v[k];                                     \
+        }                                                                                          \
+        if (activation) r = cbn_activate_##WORK(r, activation, slope);                             \
         if (stream) cbn_stream_##T(y, r);                                                          \
         else cbn_store_##T(y, r);                                                                  \
     }                                                                                              \
-    CBN_INLINE void cbn_narrow_##T(const TYPE *like, const double *from, void *to, Py_ssize_t n) { \
+    CBN_INLINE void cbn_narrow_##T(const cbn_##T *like, double value, void *to, Py_ssize_t at) {   \
         (void)like;                                                                                \
-        for (Py_ssize_t k = 0; k < n; k++) ((cbn_##WORK *)to)[k] = (cbn_##WORK)from[k];            \
-    }
+        ((cbn_##WORK *)to)[at] = (cbn_##WORK)value;                                                \
+    }                                                                                              \
+    CBN_INLINE double cbn_value_##T(const cbn_##T *p) { return (double)cbn_get_##T(p); }
 
-CBN_DEFINE(f32, float, f32, CBN_NF)
-CBN_DEFINE(f64, double, f64, CBN_ND)
+CBN_DEFINE(f32, f32, CBN_N32)
+CBN_DEFINE(f64, f64, CBN_N64)
+CBN_DEFINE(f16, f32, CBN_N32)
+CBN_DEFINE(bf16, f32, CBN_N32)
 
+/* cbn_NAME(pointer, ...) picks by what the pointer points to. */
 #define CBN_PICK(name, p)                                                                          \
-    _Generic((p), float *: name##_f32, const float *: name##_f32, double *: name##_f64,            \
-             const double *: name##_f64)
+    _Generic((p),                                                                                  \
+        cbn_f32 *: name##_f32, const cbn_f32 *: name##_f32,                                        \
+        cbn_f64 *: name##_f64, const cbn_f64 *: name##_f64,                                        \
+        cbn_f16 *: name##_f16, const cbn_f16 *: name##_f16,                                        \
+        cbn_bf16 *: name##_bf16, const cbn_bf16 *: name##_bf16)
 #define cbn_moments(p, ...) CBN_PICK(cbn_moments, p)(p, __VA_ARGS__)
 #define cbn_moments_part(p, ...) CBN_PICK(cbn_moments_part, p)(p, __VA_ARGS__)
+#define cbn_products(p, ...) CBN_PICK(cbn_products, p)(p, __VA_ARGS__)
+#define cbn_products_part(p, ...) CBN_PICK(cbn_products_part, p)(p, __VA_ARGS__)
 #define cbn_columns(p, ...) CBN_PICK(cbn_columns, p)(p, __VA_ARGS__)
+#define cbn_columns_products(p, ...) CBN_PICK(cbn_columns_products, p)(p, __VA_ARGS__)
 #define cbn_scale(p, ...) CBN_PICK(cbn_scale, p)(p, __VA_ARGS__)
-#define cbn_scale_one(p, ...) CBN_PICK(cbn_scale_one, p)(p, __VA_ARGS__)
-#define cbn_scale_columns(p, ...) CBN_PICK(cbn_scale_columns, p)(p, __VA_ARGS__)
+#define cbn_scale_channels(p, ...) CBN_PICK(cbn_scale_channels, p)(p, __VA_ARGS__)
 #define cbn_narrow(p, ...) CBN_PICK(cbn_narrow, p)(p, __VA_ARGS__)
+#define cbn_value(p) CBN_PICK(cbn_value, p)(p)
 
 #endif

@@ -7,19 +7,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._arrays import (
+    arrange,
     as_array,
     as_channel_array,
     check_axis,
     check_eps,
     check_momentum,
-    pair,
     reject_channels,
 )
-from ._dispatch import kernel, kernels
+from ._dispatch import element_of, kernels, run
 from ._threads import check_num_threads, threads_for
-from .stats import BatchStats
+from .stats import BatchStats, stats_of
 
-__all__ = ["batch_norm"]
+__all__ = ["batch_norm", "batch_norm_backward"]
+
+
+def is_single(dtype: np.dtype[Any]) -> bool:
+    """Whether the arithmetic on arrays of `dtype` is done in float32."""
+    element = element_of(dtype)
+    return element is not None and element.single
 
 
 class Parameters(NamedTuple):
@@ -60,16 +66,31 @@ def coefficients(
     if eps == 0:
         reject_channels(var == 0, var, var_name, "values > 0 (eps is 0)")
     result = np.empty((3, mean.size))
-    kernels.fuse(mean, var, parameters.weight, parameters.bias, eps, result, dtype.itemsize < 8)
+    kernels.fuse(mean, var, parameters.weight, parameters.bias, eps, result, is_single(dtype))
     return result
 
 
 def scale_shift(
-    x: np.ndarray, mab: np.ndarray, axis: int, out: Any, num_threads: int | None
+    x: np.ndarray,
+    mab: np.ndarray,
+    axis: int,
+    out: Any,
+    num_threads: int | None,
+    *,
+    residual: np.ndarray | None = None,
+    activation: int = 0,
+    slope: float = 0.0,
 ) -> np.ndarray:
-    """(x - m) * a + b for coefficients of shape (3, C)."""
-    layout, x3, y3, result = pair(x, out, axis)
-    kernel("scale", layout, x.dtype)(x3, y3, mab, threads_for(num_threads, x.nbytes))
+    """act((x - m) * a + b + residual) for coefficients of shape (3, C)."""
+    inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
+    layout, views, y, result = arrange(inputs, out, axis)
+    run(
+        "scale",
+        layout,
+        [views[0], None if residual is None else views[1], y],
+        [mab, activation, slope],
+        threads_for(num_threads, x.nbytes),
+    )
     return result
 
 
@@ -84,20 +105,17 @@ def normalize_batch(
         For one value per channel (torch's condition), or a channel of variance 0 where eps is 0.
     """
     channels = x.shape[axis]
-    count = x.size // channels if channels else 0
-    if count == 1:
+    if x.size == channels > 0:
         raise ValueError(f"x: expected more than 1 value per channel in training, got {x.shape}")
-    layout, x3, y3, result = pair(x, out, axis)
+    layout, (x3,), y3, result = arrange({"x": x}, out, axis)
     threads = threads_for(num_threads, x.nbytes)
-    moments = np.empty((2, channels))
-    stats = BatchStats(count, moments[0], moments[1])
+    moments = np.empty((3, channels))
     if eps == 0:  # nothing is written before every variance is known to be above zero
-        kernel("stats", layout, x.dtype)(x3, moments, threads)
-        reject_channels(stats.m2 == 0, stats.var, "variance of x", "values > 0 (eps is 0)")
-    kernel("train", layout, x.dtype)(
-        x3, y3, *parameters, eps, np.empty((3, channels)), moments, threads
-    )
-    return result, stats
+        run("stats", layout, [x3], [moments], threads)
+        var = stats_of(moments, x).var
+        reject_channels(var == 0, var, "variance of x", "values > 0 (eps is 0)")
+    run("train", layout, [x3, y3], [*parameters, eps, moments], threads)
+    return result, stats_of(moments, x)
 
 
 def update_running(
@@ -136,7 +154,7 @@ def batch_norm(
 
     Parameters
     ----------
-    x : array of float32 or float64, at least 2-D
+    x : array of float16, bfloat16, float32 or float64, at least 2-D
         Channels on `axis`. Taken as it is where the channel axis, or what follows it, is
         contiguous; copied otherwise. Anything with the buffer protocol or ``__dlpack__``.
     running_mean, running_var : float array of shape (C,), or None
@@ -201,3 +219,78 @@ def batch_norm(
     result, stats = normalize_batch(array, parameters, eps, axis, out, num_threads)
     update_running(mean, var, stats, momentum)
     return result
+
+
+def batch_norm_backward(
+    dy: Any,
+    x: Any,
+    weight: Any,
+    mean: Any,
+    rstd: Any,
+    *,
+    training: bool = True,
+    axis: int = 1,
+    out: Any = None,
+    num_threads: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Gradient of batch normalization.
+
+    Parameters
+    ----------
+    dy : array like x
+        The gradient of the result.
+    x : array of float16, bfloat16, float32 or float64, at least 2-D
+        What was normalized.
+    weight : float array of shape (C,), or None for 1
+    mean, rstd : float array of shape (C,)
+        The mean, and ``1 / sqrt(var + eps)``, that x was normalized with.
+    training : bool
+        Whether mean and rstd were the statistics of x; in eval they do not depend on it, and
+        ``dx = dy * weight * rstd``.
+    axis, num_threads
+        As in ``batch_norm``.
+    out : array like x, optional
+        Where to write dx; may be x or dy itself.
+
+    Returns
+    -------
+    dx : ndarray like x
+    dweight, dbias : ndarray of shape (C,)
+        Of weight's dtype, or without one of the type that the arithmetic is done in; summed in
+        float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For what is not accepted above; nothing has been changed then.
+
+    References
+    ----------
+    Ioffe and Szegedy, "Batch Normalization", 2015, section 3.
+    """
+    array, slope = as_array(x), as_array(dy, "dy")
+    axis = check_axis(axis, array.ndim)
+    channels = array.shape[axis]
+    if slope.shape != array.shape:
+        raise ValueError(f"dy: expected shape {array.shape}, like x, got {slope.shape}")
+    if slope.dtype != array.dtype:
+        raise TypeError(f"dy: expected {array.dtype}, like x, got {slope.dtype}")
+    num_threads = check_num_threads(num_threads)
+    parameters = Parameters.of(weight, None, channels)
+    mean64 = as_channel_array(mean, channels, "mean").astype(np.float64)
+    rstd64 = as_channel_array(rstd, channels, "rstd").astype(np.float64)
+    layout, (x3, dy3), dx3, dx = arrange({"x": array, "dy": slope}, out, axis)
+    gradients = np.empty((2, channels))
+    run(
+        "backward",
+        layout,
+        [dy3, x3, dx3],
+        [parameters.weight, mean64, rstd64, gradients, not training],
+        threads_for(num_threads, array.nbytes),
+    )
+    if weight is None:
+        dtype = np.dtype(np.float32 if is_single(array.dtype) else np.float64)
+    else:
+        dtype = as_channel_array(weight, channels, "weight").dtype
+    dweight, dbias = gradients.astype(dtype)
+    return dx, dweight, dbias

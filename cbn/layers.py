@@ -9,9 +9,18 @@ from typing import Any, ClassVar, Self, overload
 import numpy as np
 
 from ._arrays import as_array, as_channel_array, check_dtype, check_eps, check_momentum
+from ._dispatch import kernels
 from ._threads import check_num_threads
-from .functional import Parameters, coefficients, normalize_batch, scale_shift, update_running
+from .functional import (
+    Parameters,
+    batch_norm_backward,
+    coefficients,
+    normalize_batch,
+    scale_shift,
+    update_running,
+)
 from .scale_shift import ScaleShift
+from .stats import BatchStats, batch_stats
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -40,6 +49,7 @@ class _ChannelArray:
         if layer._arrays[self._name] is None:
             raise ValueError(f"{self._name}: the layer was made with {self._switch}=False")
         layer._arrays[self._name] = layer._checked(self._name, value)
+        layer._fast = None
 
 
 class BatchNorm:
@@ -61,7 +71,7 @@ class BatchNorm:
         Whether there are a weight and a bias.
     track_running_stats : bool
         Without, eval uses the statistics of the batch too.
-    dtype : {"float32", "float64"}
+    dtype : {"float16", "bfloat16", "float32", "float64"}
         Of the parameters. The arithmetic follows the dtype of x.
     channels_last : bool
         Take (N, ..., C) in place of (N, C, ...).
@@ -111,6 +121,8 @@ class BatchNorm:
         if self._num_features < 1:
             raise ValueError(f"num_features: expected an int >= 1, got {num_features}")
         self._dtype = check_dtype(dtype)
+        self._fast: Any = None
+        self._last: tuple[np.ndarray, BatchStats] | None = None
         self.eps = eps
         self.momentum = momentum
         self.channels_last = bool(channels_last)
@@ -144,6 +156,7 @@ class BatchNorm:
     @eps.setter
     def eps(self, value: float) -> None:
         self._eps = check_eps(value)
+        self._fast = None
 
     @property
     def momentum(self) -> float | None:
@@ -166,6 +179,7 @@ class BatchNorm:
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
+        self._fast = None
         if self._track_running_stats:
             self._arrays["running_mean"] = np.zeros(self._num_features, self._dtype)
             self._arrays["running_var"] = np.ones(self._num_features, self._dtype)
@@ -227,6 +241,7 @@ class BatchNorm:
         if "num_batches_tracked" in state:
             tracked = _to_count(state["num_batches_tracked"])
         self._arrays.update(arrays)
+        self._fast = None
         self.num_batches_tracked = tracked
 
     def _checked(self, name: str, value: Any) -> np.ndarray:
@@ -262,7 +277,7 @@ class BatchNorm:
 
         Parameters
         ----------
-        x : array of float32 or float64
+        x : array of float16, bfloat16, float32 or float64
             (N, C) or (N, C, L) for 1d, (N, C, H, W) for 2d, (N, C, D, H, W) for 3d, or with the
             channels last.
         out : array like x, optional
@@ -278,50 +293,164 @@ class BatchNorm:
         TypeError, ValueError
             See ``cbn.batch_norm``. Nothing has been changed then.
         """
+        if not self.training and self._fast is not None:
+            result = self._fast.attempt(x, out)
+            if result is not None:
+                return result  # type: ignore[no-any-return]  # compiled
         array = self._input(x)
         axis = self._axis % array.ndim
-        mean, var = self.running_mean, self.running_var
-        parameters = Parameters.of(self.weight, self.bias, self._num_features)
-        if not self.training and mean is not None and var is not None:
+        if not self.training and self._track_running_stats:
             mab = self._coefficients(array.dtype)
+            self._fast = self._fast_map(mab, array.dtype)
             return scale_shift(array, mab, axis, out, self.num_threads)
+        parameters = Parameters.of(self.weight, self.bias, self._num_features)
         result, stats = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
-        if self.training and mean is not None and var is not None:
-            tracked = (self.num_batches_tracked or 0) + 1
-            update_running(
-                mean, var, stats, 1.0 / tracked if self.momentum is None else self.momentum
-            )
-            self.num_batches_tracked = tracked
+        if self.training:
+            self.track(stats)
+            overwritten = np.may_share_memory(array, result)
+            self._last = None if overwritten else (array, stats)
         return result
 
-    def _coefficients(self, dtype: np.dtype[Any]) -> np.ndarray:
-        if self.running_mean is None or self.running_var is None:
+    def track(self, stats: BatchStats) -> None:
+        """Move the running statistics as a training forward with these statistics does.
+
+        For statistics that were gathered elsewhere: merged over processes, say. A layer without
+        running statistics is left as it is.
+
+        Parameters
+        ----------
+        stats : BatchStats
+            Of C channels and more than one value each.
+
+        Raises
+        ------
+        ValueError
+            For another number of channels, or a single value.
+        """
+        mean, var = self.running_mean, self.running_var
+        if stats.mean.shape != (self._num_features,):
             raise ValueError(
-                "track_running_stats is False: there are no running statistics to fuse"
+                f"stats: expected {self._num_features} channels, got {stats.mean.size}"
             )
+        if mean is None or var is None:
+            return
+        tracked = (self.num_batches_tracked or 0) + 1
+        update_running(mean, var, stats, 1.0 / tracked if self.momentum is None else self.momentum)
+        self.num_batches_tracked = tracked
+
+    def backward(
+        self, dy: Any, x: Any = None, out: Any = None
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+        """Gradient of a forward pass.
+
+        Parameters
+        ----------
+        dy : array like x
+            The gradient of the result.
+        x : array, optional
+            What went in. Without, the last training forward's: the layer keeps a reference to it,
+            not a copy, until the next one. Needed in eval, where nothing is kept, and after a
+            training forward in place.
+        out : array like x, optional
+            Where to write dx; may be dy or x.
+
+        Returns
+        -------
+        dx : ndarray like x
+        dweight, dbias : ndarray of shape (C,), or None without affine
+
+        Raises
+        ------
+        ValueError, TypeError
+            Where there is no x, or `dy` or `out` does not fit it. Nothing has been changed then.
+        """
+        frozen = not self.training and self._track_running_stats
+        if x is not None:
+            array = self._input(x)
+            stats = (
+                None
+                if frozen
+                else batch_stats(array, axis=self._axis, num_threads=self.num_threads)
+            )
+        elif self._last is None or not self.training:
+            raise ValueError(
+                "x: expected an array, since no training forward that left its input whole came "
+                "before; got None"
+            )
+        else:
+            array, stats = self._last
+        if stats is None:
+            mean, var = self._running()
+        else:
+            mean, var = stats.mean, stats.var
+        dx, dweight, dbias = batch_norm_backward(
+            dy,
+            array,
+            self.weight,
+            mean,
+            1.0 / np.sqrt(var + self.eps),
+            training=not frozen,
+            axis=self._axis,
+            out=out,
+            num_threads=self.num_threads,
+        )
+        return (dx, dweight, dbias) if self._affine else (dx, None, None)
+
+    def _fast_map(self, mab: np.ndarray, dtype: np.dtype[Any]) -> Any:
+        """What serves small contiguous arrays until a parameter changes, or None."""
+        if dtype.kind != "f" or self.num_threads not in (None, 1):
+            return None
+        watched = tuple(array for array in self._arrays.values() if array is not None)
+        if any(array.dtype.kind != "f" for array in watched):  # no buffer of bfloat16
+            return None
+        fast = kernels.AffineMap()
+        ranks = (min(self._ranks), max(self._ranks))
+        fast.prepare(mab, dtype.char, self.channels_last, 0, 0.0, ranks, watched)
+        return fast
+
+    def _running(self) -> tuple[np.ndarray, np.ndarray]:
+        if self.running_mean is None or self.running_var is None:
+            raise ValueError("track_running_stats is False: there are no running statistics to use")
+        return self.running_mean.astype(np.float64), self.running_var.astype(np.float64)
+
+    def _coefficients(self, dtype: np.dtype[Any]) -> np.ndarray:
         return coefficients(
-            self.running_mean.astype(np.float64),
-            self.running_var.astype(np.float64),
+            *self._running(),
             Parameters.of(self.weight, self.bias, self._num_features),
             self.eps,
             dtype,
             "running_var",
         )
 
-    def fuse(self) -> ScaleShift:
+    def fuse(
+        self, activation: str | None = None, *, negative_slope: float = 0.01, dtype: Any = None
+    ) -> ScaleShift:
         """The eval form of the layer as it is now, as an immutable map of its own.
+
+        Parameters
+        ----------
+        activation, negative_slope
+            What is applied after it; see ``ScaleShift``.
+        dtype : optional
+            Of the arrays that the map will take; the layer's by default.
 
         Raises
         ------
         ValueError
             Without running statistics, or where running_var is negative or NaN.
         """
+        dtype = self._dtype if dtype is None else check_dtype(dtype)
         return ScaleShift(
-            *self._coefficients(self._dtype),
-            dtype=self._dtype,
+            *self._coefficients(dtype),
+            activation=activation,
+            negative_slope=negative_slope,
+            dtype=dtype,
             axis=self._axis,
             num_threads=self.num_threads,
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fast": None, "_last": None}
 
     def __repr__(self) -> str:
         text = (

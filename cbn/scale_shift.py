@@ -6,24 +6,33 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, as_channel_array, check_axis, check_dtype
+from ._arrays import as_array, as_channel_array, check_axis, check_dtype, to_ndarray
+from ._dispatch import kernels
 from ._threads import check_num_threads
-from .functional import scale_shift
+from .functional import is_single, scale_shift
 
-__all__ = ["ScaleShift"]
+__all__ = ["ACTIVATIONS", "ScaleShift"]
+
+#: Names of the activations, at the number that the kernels know them by.
+ACTIVATIONS = (None, "relu", "relu6", "leaky_relu", "silu", "hardswish")
 
 
-class ScaleShift:
-    """``(x - shift) * scale + bias`` for each channel: immutable, and safe to call from any thread.
+class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for each build
+    """``activation((x - shift) * scale + bias + residual)`` for each channel.
 
-    This form, and not ``x * scale + bias``, keeps its digits where the mean is far above the
-    deviation. Made by ``BatchNorm*.fuse()``.
+    Immutable, picklable, and safe to call from many threads at once. This form, and not
+    ``x * scale + bias``, keeps its digits where the mean is far above the deviation. Made by
+    ``BatchNorm*.fuse()``.
 
     Parameters
     ----------
     shift, scale, bias : float array of shape (C,)
-        Rounded to `dtype`.
-    dtype : {"float32", "float64"}
+        Rounded to the type that the arithmetic is done in: float64 for float64, else float32.
+    activation : {None, "relu", "relu6", "leaky_relu", "silu", "hardswish"}
+        Applied last, before the one rounding to a 16-bit dtype. A NaN passes through all of them.
+    negative_slope : float
+        Of leaky_relu.
+    dtype : {"float16", "bfloat16", "float32", "float64"}
         Of the arrays that it will be called on.
     axis : int
         The axis of the channels: 1, or -1 for channels last.
@@ -33,10 +42,10 @@ class ScaleShift:
     Attributes
     ----------
     shift, scale, bias : read-only ndarray of float64, shape (C,)
-        Values that `dtype` holds exactly.
+        Values that the arithmetic's type holds exactly.
     """
 
-    __slots__ = ("_axis", "_coefficients", "_dtype", "_num_threads")
+    __slots__ = ("_activation", "_axis", "_dtype", "_negative_slope", "_num_threads", "_values")
 
     def __init__(
         self,
@@ -44,37 +53,67 @@ class ScaleShift:
         scale: Any,
         bias: Any,
         *,
+        activation: str | None = None,
+        negative_slope: float = 0.01,
         dtype: Any = "float32",
         axis: int = 1,
         num_threads: int | None = None,
     ) -> None:
         self._dtype = check_dtype(dtype)
-        first = np.asarray(shift)
-        if first.ndim != 1:
-            raise ValueError(f"shift: expected shape (C,), got {first.shape}")
-        rows = [
-            as_channel_array(values, first.size, name)
-            for name, values in (("shift", first), ("scale", scale), ("bias", bias))
-        ]
-        self._coefficients: np.ndarray = np.stack(rows).astype(self._dtype).astype(np.float64)
-        self._coefficients.flags.writeable = False
+        if axis not in (1, -1):
+            raise ValueError(f"axis: expected 1 or -1, got {axis!r}")
+        if activation not in ACTIVATIONS:
+            names = ", ".join(map(repr, ACTIVATIONS))
+            raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+        named = (("shift", shift), ("scale", scale), ("bias", bias))
+        arrays = {name: to_ndarray(values, name) for name, values in named}
+        channels = arrays["shift"].size
+        if arrays["shift"].ndim != 1 or channels == 0:
+            raise ValueError(f"shift: expected shape (C,), got {arrays['shift'].shape}")
+        working = np.float32 if is_single(self._dtype) else np.float64
+        rows = [as_channel_array(array, channels, name) for name, array in arrays.items()]
+        self._values: np.ndarray = np.stack(
+            [row.astype(working).astype(np.float64) for row in rows]
+        )
+        self._values.flags.writeable = False
         self._axis = axis
+        self._activation = activation
+        self._negative_slope = float(negative_slope)
         self._num_threads = check_num_threads(num_threads)
+        self.prepare(
+            self._values,
+            self._dtype.char if self._num_threads in (None, 1) and self._dtype.kind == "f" else "",
+            axis == -1,
+            ACTIVATIONS.index(activation),
+            self._negative_slope,
+            (2, 32),
+            (),
+        )
 
     @property
     def shift(self) -> np.ndarray:
         """What is subtracted first: the mean. Shape (C,)."""
-        return np.asarray(self._coefficients[0])
+        return np.asarray(self._values[0])
 
     @property
     def scale(self) -> np.ndarray:
         """The factor: weight / sqrt(var + eps). Shape (C,)."""
-        return np.asarray(self._coefficients[1])
+        return np.asarray(self._values[1])
 
     @property
     def bias(self) -> np.ndarray:
-        """What is added last. Shape (C,)."""
-        return np.asarray(self._coefficients[2])
+        """What is added. Shape (C,)."""
+        return np.asarray(self._values[2])
+
+    @property
+    def activation(self) -> str | None:
+        """The name of what is applied last, or None."""
+        return self._activation
+
+    @property
+    def negative_slope(self) -> float:
+        """The slope of leaky_relu below 0."""
+        return self._negative_slope
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -89,23 +128,11 @@ class ScaleShift:
     @property
     def num_features(self) -> int:
         """The number of channels."""
-        return int(self._coefficients.shape[1])
+        return int(self._values.shape[1])
 
-    def __call__(self, x: Any, out: Any = None) -> np.ndarray:
-        """Apply the map to x, of shape (N, C, ...) or (N, ..., C).
-
-        Parameters
-        ----------
-        x : array of `dtype`
-        out : array like x, optional
-            May be x itself; honoured without a copy or refused.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For another dtype, another number of channels, fewer than 2 dimensions, no value at
-            all, or an `out` that does not fit.
-        """
+    # The call itself is compiled, in kernels.AffineMap: f(x, out=None, residual=None). It takes
+    # small contiguous arrays at once and comes here with all others.
+    def _checked(self, x: Any, out: Any, residual: Any) -> np.ndarray:
         array = as_array(x)
         if array.dtype != self._dtype:
             raise TypeError(f"x: expected {self._dtype}, got {array.dtype}")
@@ -114,16 +141,42 @@ class ScaleShift:
             raise ValueError(
                 f"x: expected {self.num_features} channels on axis {axis}, got shape {array.shape}"
             )
-        return scale_shift(array, self._coefficients, axis, out, self._num_threads)
+        if residual is not None:
+            residual = as_array(residual, "residual")
+            if residual.shape != array.shape:
+                raise ValueError(
+                    f"residual: expected shape {array.shape}, like x, got {residual.shape}"
+                )
+            if residual.dtype != array.dtype:
+                raise TypeError(f"residual: expected {array.dtype}, like x, got {residual.dtype}")
+        return scale_shift(
+            array,
+            self._values,
+            axis,
+            out,
+            self._num_threads,
+            residual=residual,
+            activation=ACTIVATIONS.index(self._activation),
+            slope=self._negative_slope,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (*self._coefficients, self._dtype.str, self._axis, self._num_threads)
+        options = {
+            "activation": self._activation,
+            "negative_slope": self._negative_slope,
+            "dtype": self._dtype,
+            "axis": self._axis,
+            "num_threads": self._num_threads,
+        }
+        return _rebuild, (*self._values, options)
 
     def __repr__(self) -> str:
-        return f"ScaleShift({self.num_features}, dtype={str(self._dtype)!r}, axis={self._axis})"
+        activation = "" if self._activation is None else f", activation={self._activation!r}"
+        return (
+            f"ScaleShift({self.num_features}{activation}, dtype={str(self._dtype)!r}, "
+            f"axis={self._axis})"
+        )
 
 
-def _rebuild(
-    shift: Any, scale: Any, bias: Any, dtype: str, axis: int, num_threads: int | None
-) -> ScaleShift:
-    return ScaleShift(shift, scale, bias, dtype=dtype, axis=axis, num_threads=num_threads)
+def _rebuild(shift: Any, scale: Any, bias: Any, options: dict[str, Any]) -> ScaleShift:
+    return ScaleShift(shift, scale, bias, **options)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, check_axis, single
-from ._dispatch import kernel
+from ._dispatch import run
 from ._threads import check_num_threads, threads_for
 
 __all__ = ["BatchStats", "batch_stats"]
@@ -19,7 +19,7 @@ class BatchStats:
     """Count, mean and sum of squared deviations of each channel, over some values.
 
     ``a + b`` are the statistics of both sets of values together, by the rule of Chan, Golub and
-    LeVeque (1979), in float64; ``sum(list_of_stats)`` works too.
+    LeVeque (1979), in float64 with the mean held in two doubles; ``sum(list_of_stats)`` works too.
 
     Parameters
     ----------
@@ -28,11 +28,14 @@ class BatchStats:
     mean : ndarray of float64, shape (C,)
     m2 : ndarray of float64, shape (C,)
         Sum of ``(x - mean) ** 2``.
+    mean_low : ndarray of float64, shape (C,), optional
+        What `mean` lost when it was rounded to float64; 0 by default.
     """
 
     count: int
     mean: np.ndarray
     m2: np.ndarray
+    mean_low: np.ndarray | None = None
 
     @property
     def var(self) -> np.ndarray:
@@ -54,6 +57,31 @@ class BatchStats:
             )
         return self.m2 / (self.count - 1)
 
+    def to_array(self) -> np.ndarray:
+        """One float64 array of shape (1 + 3 C,), to send to another process."""
+        return np.concatenate([[float(self.count)], self.mean, self._low(), self.m2])
+
+    @classmethod
+    def from_array(cls, array: Any) -> BatchStats:
+        """What `to_array` made.
+
+        Raises
+        ------
+        ValueError
+            For an array of another shape, or a count that is no whole number above 0.
+        """
+        values = np.asarray(array, np.float64)
+        channels, rest = divmod(values.size - 1, 3)
+        if values.ndim != 1 or channels < 1 or rest:
+            raise ValueError(f"array: expected shape (1 + 3 C,), got {values.shape}")
+        if not (values[0] >= 1 and values[0].is_integer()):
+            raise ValueError(f"array: expected a count >= 1 in its first place, got {values[0]}")
+        mean, low, m2 = values[1:].reshape(3, channels).copy()
+        return cls(int(values[0]), mean, m2, low)
+
+    def _low(self) -> np.ndarray:
+        return np.zeros_like(self.mean) if self.mean_low is None else self.mean_low
+
     def __add__(self, other: BatchStats) -> BatchStats:
         if not isinstance(other, BatchStats):
             return NotImplemented
@@ -62,11 +90,14 @@ class BatchStats:
                 f"BatchStats: cannot merge {self.mean.size} channels with {other.mean.size}"
             )
         count = self.count + other.count
-        apart = other.mean - self.mean
+        apart = (other.mean - self.mean) + (other._low() - self._low())
+        low = self._low() + apart * (other.count / count)
+        mean = self.mean + low
         return BatchStats(
             count,
-            self.mean + apart * (other.count / count),
+            mean,
             self.m2 + other.m2 + apart**2 * (self.count * other.count / count),
+            low - (mean - self.mean),  # Dekker's fast two-sum
         )
 
     def __radd__(self, other: object) -> BatchStats:
@@ -78,7 +109,7 @@ def batch_stats(x: Any, *, axis: int = 1, num_threads: int | None = None) -> Bat
 
     Parameters
     ----------
-    x : array of float32 or float64, at least 2-D
+    x : array of float16, bfloat16, float32 or float64, at least 2-D
         Taken as it is where what follows the channel axis, or the channel axis itself, is
         contiguous; copied otherwise.
     axis : int
@@ -101,6 +132,12 @@ def batch_stats(x: Any, *, axis: int = 1, num_threads: int | None = None) -> Bat
     axis = check_axis(axis, array.ndim)
     num_threads = check_num_threads(num_threads)
     layout, x3 = single(array, axis)
-    moments = np.empty((2, array.shape[axis]))
-    kernel("stats", layout, array.dtype)(x3, moments, threads_for(num_threads, array.nbytes))
-    return BatchStats(array.size // array.shape[axis], moments[0], moments[1])
+    moments = np.empty((3, array.shape[axis]))
+    run("stats", layout, [x3], [moments], threads_for(num_threads, array.nbytes))
+    return stats_of(moments, array)
+
+
+def stats_of(moments: np.ndarray, x: np.ndarray) -> BatchStats:
+    """What a kernel wrote, (3, C), over the values of x."""
+    mean, low, m2 = moments
+    return BatchStats(x.size // mean.size, mean, m2, low)

@@ -22,6 +22,7 @@ def test_public_names():
         "ScaleShift",
         "__version__",
         "batch_norm",
+        "batch_norm_backward",
         "batch_stats",
         "build_info",
     ]
@@ -101,6 +102,6 @@ def test_importing_it_needs_numpy_alone():
 
 def test_build_info():
     info = cbn.build_info()
-    assert list(info) == ["isa", "vector_bytes", "openmp", "threads"]
+    assert list(info) == ["isa", "isas", "vector_bytes", "openmp", "threads"]
     assert info["vector_bytes"] in (16, 32, 64)
     assert info["threads"] >= 1

@@ -1,0 +1,312 @@
+# The affine map of each channel, act((x - m) * a + b + residual * w). Included by _kernels.pyx.
+
+cdef enum:
+    TASK_BYTES = 1 << 17    # of x, in a task that only maps
+    STREAM_BYTES = 1 << 22  # of x, from which y goes past the cache
+    STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
+
+
+cdef struct Map:
+    # m, a, b, w: one value a channel
+    const double *m
+    const double *a
+    const double *b
+    const double *w
+    int activation
+    double slope             # of leaky_relu
+    bint stream
+
+
+cdef struct Periodic:
+    # The same for values that lie one after the other, their channel having a period: WORK arrays
+    # of `period` + LANES values, `room` bytes apart, so that any LANES of them can be loaded
+    const char *narrowed
+    Py_ssize_t room
+    Py_ssize_t period
+    int activation
+    double slope
+    bint stream
+
+
+cdef inline bint streams(Py_ssize_t bytes, Py_ssize_t run_bytes) noexcept nogil:
+    return bytes >= STREAM_BYTES and run_bytes >= STREAM_RUN
+
+
+cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcept nogil:
+    """Values before the first that a streamed group may start at; fewer than LANES."""
+    cdef Py_ssize_t line = min(<Py_ssize_t>64, LANES * <Py_ssize_t>sizeof(real))
+    if not stream:
+        return 0
+    return min(n, (line - <Py_ssize_t>(<uintptr_t>y % line)) % line // <Py_ssize_t>sizeof(real))
+
+
+# ---- one channel ---------------------------------------------------------------------------------
+
+cdef inline void map_part(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, const Map *map_
+) noexcept nogil:
+    """n < LANES values."""
+    cdef real[LANES] given
+    cdef real[LANES] other
+    cdef real[LANES] result
+    memset(given, 0, sizeof(given))
+    memcpy(given, x, n * sizeof(real))
+    if residual != NULL:
+        memset(other, 0, sizeof(other))
+        memcpy(other, residual, n * sizeof(real))
+    scale_step(<const real *>given, <const real *>other if residual != NULL else NULL,
+               <real *>result, map_.m[c], map_.a[c], map_.b[c],
+               map_.w[c] if residual != NULL else 1, map_.activation, map_.slope, False)
+    memcpy(y, result, n * sizeof(real))
+
+
+cdef inline void map_groups(
+    const real *x, const real *residual, real *y, Py_ssize_t i, Py_ssize_t last, double m, double a,
+    double b, double w, int activation, double slope, bint stream
+) noexcept nogil:
+    while i <= last:
+        scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
+                   activation, slope, stream)
+        i += LANES
+
+
+cdef inline void map_run(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, const Map *map_
+) noexcept nogil:
+    """One run of channel c. The last group overlaps the one before it: it is computed first, since
+    y may be x, and stored last."""
+    cdef Py_ssize_t i = head_of(y, n, map_.stream), last = n - LANES
+    cdef double m = map_.m[c], a = map_.a[c], b = map_.b[c], w = 1
+    cdef real[LANES] tail
+    if n < LANES:
+        map_part(x, residual, y, n, c, map_)
+        return
+    if residual != NULL:
+        w = map_.w[c]
+    map_groups(x + last, residual + last if residual != NULL else NULL, <real *>tail, 0, 0,
+               m, a, b, w, map_.activation, map_.slope, False)
+    if i:
+        map_part(x, residual, y, i, c, map_)
+    if residual != NULL or map_.activation:
+        map_groups(x, residual, y, i, last, m, a, b, w, map_.activation, map_.slope, map_.stream)
+    elif map_.stream:
+        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, True)
+    else:
+        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, False)
+    memcpy(y + last, tail, sizeof(tail))
+
+
+cdef inline void map_box(
+    const real *x, const First *from_, const real *residual, const First *beside, real *y,
+    const First *to, Py_ssize_t run, Py_ssize_t last_run, Py_ssize_t channel,
+    Py_ssize_t last_channel, Py_ssize_t start, Py_ssize_t stop, const Map *map_
+) noexcept nogil:
+    """Some runs of some channels, from start to stop of each run."""
+    cdef Py_ssize_t r, c
+    cdef const real *other = NULL
+    for r in range(run, last_run):
+        for c in range(channel, last_channel):
+            if residual != NULL:
+                other = residual + r * beside.run_stride + c * beside.channel_stride + start
+            map_run(x + r * from_.run_stride + c * from_.channel_stride + start, other,
+                    y + r * to.run_stride + c * to.channel_stride + start, stop - start, c, map_)
+    if map_.stream:
+        fence()
+
+
+cdef struct Tile:
+    # what one task covers, and how many tiles there are along each axis
+    Py_ssize_t runs
+    Py_ssize_t channels
+    Py_ssize_t length
+    Py_ssize_t along_runs
+    Py_ssize_t along_channels
+    Py_ssize_t along_length
+
+
+cdef inline Tile tile_of(const First *x, Py_ssize_t itemsize) noexcept nogil:
+    """Tiles of about TASK_BYTES, as contiguous as they can be."""
+    cdef Tile tile
+    cdef Py_ssize_t values = TASK_BYTES // itemsize
+    tile.length = min(x.length, values)
+    if tile.length < x.length:   # pieces of one size
+        tile.length = (x.length + x.length // values) // (x.length // values + 1)
+        tile.length += -tile.length % 64
+    tile.channels = max(<Py_ssize_t>1, min(x.channels, values // x.length))
+    tile.runs = 1
+    if tile.channels == x.channels:
+        tile.runs = max(<Py_ssize_t>1, min(x.runs, values // (x.channels * x.length)))
+    tile.along_runs = (x.runs + tile.runs - 1) // tile.runs
+    tile.along_channels = (x.channels + tile.channels - 1) // tile.channels
+    tile.along_length = (x.length + tile.length - 1) // tile.length
+    return tile
+
+
+cdef void map_tile(
+    Py_ssize_t task, const Tile *tile, const real *x, const First *from_, const real *residual,
+    const First *beside, real *y, const First *to, const Map *map_
+) noexcept nogil:
+    cdef Py_ssize_t start = (task % tile.along_length) * tile.length
+    cdef Py_ssize_t channel = (task // tile.along_length % tile.along_channels) * tile.channels
+    cdef Py_ssize_t run = (task // (tile.along_length * tile.along_channels)) * tile.runs
+    map_box(x, from_, residual, beside, y, to, run, min(run + tile.runs, from_.runs),
+            channel, min(channel + tile.channels, from_.channels),
+            start, min(start + tile.length, from_.length), map_)
+
+
+cdef void map_first(
+    const real *x, const First *from_, const real *residual, const First *beside, real *y,
+    const First *to, const Map *map_, int num_threads
+) noexcept nogil:
+    """The map of a whole array, channels first."""
+    cdef Tile tile = tile_of(from_, sizeof(real))
+    cdef Py_ssize_t tasks = tile.along_runs * tile.along_channels * tile.along_length, task
+    if num_threads == 1:
+        for task in range(tasks):
+            map_tile(task, &tile, x, from_, residual, beside, y, to, map_)
+    else:
+        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
+            map_tile(task, &tile, x, from_, residual, beside, y, to, map_)
+
+
+# ---- channels one after the other ----------------------------------------------------------------
+
+cdef inline Py_ssize_t period_of(Py_ssize_t channels) noexcept nogil:
+    """The channels, repeated until they fill a group."""
+    return channels * ((LANES + channels - 1) // channels)
+
+
+cdef inline Py_ssize_t room_of(Py_ssize_t period) noexcept nogil:
+    """Bytes for one coefficient."""
+    return (period + LANES) * sizeof(double)
+
+
+cdef inline Periodic periodic(
+    const real *like, const Map *map_, Py_ssize_t channels, Py_ssize_t repeat, char *memory
+) noexcept nogil:
+    """Lay out the coefficients, each repeated `repeat` times, in 4 * room_of(period) bytes."""
+    cdef Periodic flat
+    cdef Py_ssize_t i, c
+    flat.period = period_of(channels * repeat)
+    flat.room = room_of(flat.period)
+    flat.narrowed = memory
+    flat.activation, flat.slope, flat.stream = map_.activation, map_.slope, map_.stream
+    for i in range(flat.period + LANES):
+        c = i % (channels * repeat) // repeat
+        narrow(like, map_.m[c], memory, i)
+        narrow(like, map_.a[c], memory + flat.room, i)
+        narrow(like, map_.b[c], memory + 2 * flat.room, i)
+        narrow(like, map_.w[c] if map_.w != NULL else 1, memory + 3 * flat.room, i)
+    return flat
+
+
+cdef inline Py_ssize_t flat_groups(
+    const real *x, const real *residual, real *y, Py_ssize_t i, Py_ssize_t last, Py_ssize_t phase,
+    const Periodic *flat, int activation, bint stream
+) noexcept nogil:
+    """Whole groups from i to last, the first of them at `phase` of the period; returns the next."""
+    cdef const char *m = flat.narrowed
+    cdef const char *a = m + flat.room
+    cdef const char *b = a + flat.room
+    cdef const char *w = b + flat.room
+    cdef Py_ssize_t period = flat.period
+    while i <= last:
+        scale_channels_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
+                            phase, activation, flat.slope, stream)
+        i += LANES
+        phase += LANES
+        if phase >= period:
+            phase -= period
+    return i
+
+
+cdef inline void flat_part(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t phase,
+    const Periodic *flat
+) noexcept nogil:
+    """n < LANES values."""
+    cdef real[LANES] given
+    cdef real[LANES] other
+    cdef real[LANES] result
+    memset(given, 0, sizeof(given))
+    memcpy(given, x, n * sizeof(real))
+    if residual != NULL:
+        memset(other, 0, sizeof(other))
+        memcpy(other, residual, n * sizeof(real))
+        flat_groups(<const real *>given, <const real *>other, <real *>result, 0, 0, phase, flat,
+                    flat.activation, False)
+    else:
+        flat_groups(<const real *>given, <const real *>NULL, <real *>result, 0, 0, phase, flat,
+                    flat.activation, False)
+    memcpy(y, result, n * sizeof(real))
+
+
+cdef void map_flat(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t phase,
+    const Periodic *flat
+) noexcept nogil:
+    """n values that follow each other, the first of them at `phase` of the period."""
+    cdef Py_ssize_t i = head_of(y, n, flat.stream), begin
+    phase = phase % flat.period
+    if i:
+        flat_part(x, residual, y, i, phase, flat)
+    begin = (phase + i) % flat.period
+    if residual != NULL or flat.activation:
+        i = flat_groups(x, residual, y, i, n - LANES, begin, flat, flat.activation, flat.stream)
+    elif flat.stream:
+        i = flat_groups(x, <const real *>NULL, y, i, n - LANES, begin, flat, 0, True)
+    else:
+        i = flat_groups(x, <const real *>NULL, y, i, n - LANES, begin, flat, 0, False)
+    if i < n:
+        flat_part(x + i, residual + i if residual != NULL else NULL, y + i, n - i,
+                  (phase + i) % flat.period, flat)
+    if flat.stream:
+        fence()
+
+
+cdef void map_rows(
+    Py_ssize_t task, Py_ssize_t rows, const real *x, const Last *from_, const real *residual,
+    const Last *beside, real *y, const Last *to, const Periodic *flat
+) noexcept nogil:
+    """Rows that do not follow each other."""
+    cdef Py_ssize_t row
+    cdef const real *other = NULL
+    for row in range(task * rows, min((task + 1) * rows, from_.rows)):
+        if residual != NULL:
+            other = residual + row_at(beside, row)
+        map_flat(x + row_at(from_, row), other, y + row_at(to, row), from_.channels, 0, flat)
+
+
+cdef inline bint adjacent(const Last *shape) noexcept nogil:
+    """Whether each row begins where the one before it ends."""
+    return (shape.inner == 1 or shape.inner_stride == shape.channels) and (
+        shape.rows == shape.inner or shape.outer_stride == shape.inner * shape.channels)
+
+
+cdef void map_last(
+    const real *x, const Last *from_, const real *residual, const Last *beside, real *y,
+    const Last *to, const Periodic *flat, int num_threads
+) noexcept nogil:
+    """The map of a whole array, channels last."""
+    cdef Py_ssize_t rows = 1, tasks, task, n, values = TASK_BYTES // sizeof(real)
+    cdef bint whole = adjacent(from_) and adjacent(to) and (
+        residual == NULL or adjacent(beside))
+    n = from_.rows * from_.channels
+    if whole:
+        tasks = (n + values - 1) // values
+        if num_threads == 1 or tasks == 1:
+            map_flat(x, residual, y, n, 0, flat)
+        else:
+            for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
+                map_flat(x + task * values,
+                         residual + task * values if residual != NULL else NULL,
+                         y + task * values, min(values, n - task * values), task * values, flat)
+    else:
+        rows = max(rows, values // from_.channels)
+        tasks = (from_.rows + rows - 1) // rows
+        if num_threads == 1:
+            for task in range(tasks):
+                map_rows(task, rows, x, from_, residual, beside, y, to, flat)
+        else:
+            for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
+                map_rows(task, rows, x, from_, residual, beside, y, to, flat)

@@ -1,0 +1,370 @@
+# Whole arrays: sums, then coefficients, then the map. Included by _kernels.pyx.
+
+cdef enum:
+    TASKS = 32              # parts are made until there are this many tasks
+    SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
+    READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
+
+
+cdef struct Training:
+    # what a pass needs beside x and y; the arrays hold one value a channel. In the gradient mean
+    # and rstd are given, and dweight and dbias are found.
+    const double *weight
+    const double *bias
+    double eps
+    bint backward
+    bint frozen              # gradient in eval: the statistics do not depend on x
+    double *m
+    double *a
+    double *b
+    double *w
+    double *mean
+    double *low
+    double *m2
+    const double *rstd
+    double *dweight
+    double *dbias
+
+
+cdef inline double round_like(const real *like, double value) noexcept nogil:
+    """Round to the type that the arithmetic on x is done in."""
+    if real is double:
+        return value
+    else:
+        return <double><float>value
+
+
+cdef inline void coefficients(
+    const real *like, double mean, double low, double variance, double weight, double bias,
+    double eps, double *m, double *a, double *b
+) noexcept nogil:
+    """(x - m) * a + b, each rounded to the working type, m's rounding carried into b."""
+    cdef double scale = weight / sqrt(variance + eps)
+    m[0] = round_like(like, mean)
+    a[0] = round_like(like, scale)
+    b[0] = round_like(like, bias + ((m[0] - mean) - low) * scale)
+
+
+cdef inline void gradient_coefficients(
+    const real *like, const Sums *sums, const Training *training, Py_ssize_t c
+) noexcept nogil:
+    """dx = (x - m) * a + b + dy * w (Ioffe and Szegedy 2015, section 3)."""
+    cdef double mean = training.mean[c], rstd = training.rstd[c]
+    cdef double scale = training.weight[c] * rstd
+    cdef double slope = 0, level = 0
+    training.dbias[c] = sums.mean
+    training.dweight[c] = sums.m2 * rstd
+    if not training.frozen:
+        slope = -scale * rstd * rstd * (sums.m2 / sums.count)
+        level = -scale * (sums.mean / sums.count)
+    training.m[c] = round_like(like, mean)
+    training.a[c] = round_like(like, slope)
+    training.b[c] = round_like(like, level + (training.m[c] - mean) * slope)
+    training.w[c] = round_like(like, scale)
+
+
+cdef inline void finish_channel(
+    const real *like, const Sums *sums, const Training *training, Py_ssize_t c
+) noexcept nogil:
+    if training.backward:
+        gradient_coefficients(like, sums, training, c)
+        return
+    training.mean[c] = sums.mean
+    training.low[c] = sums.low
+    training.m2[c] = sums.m2
+    if training.m != NULL:
+        coefficients(like, sums.mean, sums.low, sums.m2 / sums.count, training.weight[c],
+                     training.bias[c], training.eps,
+                     &training.m[c], &training.a[c], &training.b[c])
+
+
+cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
+    cdef Map map_
+    map_.m, map_.a, map_.b, map_.w = training.m, training.a, training.b, training.w
+    map_.activation, map_.slope, map_.stream = 0, 0, stream
+    return map_
+
+
+cdef void merge_parts(
+    const real *like, Sums *partial, Py_ssize_t parts, Py_ssize_t columns, Py_ssize_t channels,
+    Py_ssize_t channel_step, Py_ssize_t fold_step, const Sums *rest, const Training *training
+) noexcept nogil:
+    """Merge partial[part, column] in the order of the parts, then the columns of a channel.
+
+    Channel c has the columns c * channel_step + k * fold_step; `rest`, if any, comes last.
+    """
+    cdef Py_ssize_t c, k, column, part
+    cdef Sums sums
+    for c in range(channels):
+        sums.count = sums.mean = sums.low = sums.m2 = 0
+        for k in range(columns // channels):
+            column = c * channel_step + k * fold_step
+            for part in range(1, parts):
+                if training.backward:
+                    add(&partial[column], &partial[part * columns + column])
+                else:
+                    merge(&partial[column], &partial[part * columns + column])
+            if training.backward:
+                add(&sums, &partial[column])
+            else:
+                merge(&sums, &partial[column])
+        if rest != NULL:
+            if training.backward:
+                add(&sums, &rest[c])
+            else:
+                merge(&sums, &rest[c])
+        finish_channel(like, &sums, training, c)
+
+
+cdef inline Py_ssize_t parts_of(Py_ssize_t tasks, Py_ssize_t blocks) noexcept nogil:
+    """Parts to cut each task into, where there are too few tasks to share out."""
+    return max(<Py_ssize_t>1, min((TASKS + tasks - 1) // tasks, blocks))
+
+
+# ---- channels first ------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t group_size(const First *x, Py_ssize_t itemsize) noexcept nogil:
+    """Channels to a task: enough for long reads, few enough for L2 and for many tasks."""
+    cdef Py_ssize_t run_bytes = x.length * itemsize
+    cdef Py_ssize_t size = min(READ_BYTES // run_bytes, SLAB_BYTES // (run_bytes * x.runs))
+    return max(<Py_ssize_t>1, min(size, <Py_ssize_t>GROUP, x.channels // 16))
+
+
+cdef inline void group_sums(
+    const real *x, const First *from_, const real *dy, const First *beside, Py_ssize_t channel,
+    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, const Training *training,
+    Sums *out
+) noexcept nogil:
+    if training.backward:
+        group_products(dy + channel * beside.channel_stride, beside,
+                       x + channel * from_.channel_stride, from_, training.mean + channel,
+                       channels, first_block, last_block, out)
+    else:
+        group_moments(x + channel * from_.channel_stride, from_, channels, first_block,
+                      last_block, out)
+
+
+cdef void first_group(
+    Py_ssize_t group, Py_ssize_t size, const real *x, const First *from_, const real *dy,
+    const First *beside, real *y, const First *to, const Training *training, bint stream
+) noexcept nogil:
+    """Take a group of channels through sums, coefficients and map."""
+    cdef Sums[GROUP] sums
+    cdef Py_ssize_t channel = group * size, c
+    cdef Py_ssize_t channels = min(size, from_.channels - channel)
+    cdef Map map_ = map_of(training, stream)
+    group_sums(x, from_, dy, beside, channel, channels, 0, block_count(from_), training,
+               <Sums *>sums)
+    for c in range(channels):
+        finish_channel(x, &sums[c], training, channel + c)
+    if y != NULL:
+        map_box(x, from_, dy, beside, y, to, 0, from_.runs, channel, channel + channels,
+                0, from_.length, &map_)
+
+
+cdef void first_part(
+    Py_ssize_t task, Py_ssize_t parts, Py_ssize_t size, const real *x, const First *from_,
+    const real *dy, const First *beside, const Training *training, Sums *partial
+) noexcept nogil:
+    """One part of the sums of a group of channels, into partial[part, channel]."""
+    cdef Py_ssize_t channel = (task // parts) * size, part = task % parts
+    cdef Py_ssize_t blocks = block_count(from_)
+    group_sums(x, from_, dy, beside, channel, min(size, from_.channels - channel),
+               part * blocks // parts, (part + 1) * blocks // parts, training,
+               partial + part * from_.channels + channel)
+
+
+cdef int pass_first(
+    const real *x, const First *from_, const real *dy, const First *beside, real *y,
+    const First *to, const Training *training, int num_threads
+) except -1 nogil:
+    """Sums of x (and dy) and, where y is given, the map into it."""
+    cdef Py_ssize_t size, groups, parts, tasks, task, bytes_
+    cdef bint stream
+    cdef Map map_
+    cdef Sums *partial
+    if from_.length < LANES and from_.channel_stride == from_.length and (
+            dy == NULL or beside.channel_stride == beside.length) and (
+            y == NULL or to.channel_stride == to.length):
+        return pass_short(x, from_, dy, beside, y, to, training, num_threads)
+    size = group_size(from_, sizeof(real))
+    groups = (from_.channels + size - 1) // size
+    bytes_ = from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)
+    stream = streams(bytes_, from_.length * <Py_ssize_t>sizeof(real))
+    if groups >= TASKS // 4:
+        if num_threads == 1:
+            for task in range(groups):
+                first_group(task, size, x, from_, dy, beside, y, to, training, stream)
+        else:
+            for task in prange(groups, num_threads=num_threads, schedule="dynamic", chunksize=1):
+                first_group(task, size, x, from_, dy, beside, y, to, training, stream)
+        return 0
+    parts = parts_of(groups, block_count(from_))
+    tasks = groups * parts
+    partial = <Sums *>malloc(parts * from_.channels * sizeof(Sums))
+    if partial == NULL:
+        raise MemoryError("no memory for the statistics")
+    if num_threads == 1:
+        for task in range(tasks):
+            first_part(task, parts, size, x, from_, dy, beside, training, partial)
+    else:
+        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
+            first_part(task, parts, size, x, from_, dy, beside, training, partial)
+    merge_parts(x, partial, parts, from_.channels, from_.channels, 1, 0, NULL, training)
+    free(partial)
+    if y != NULL:
+        map_ = map_of(training, stream)
+        map_first(x, from_, dy, beside, y, to, &map_, num_threads)
+    return 0
+
+
+# ---- channels last -------------------------------------------------------------------------------
+
+cdef inline void last_part(
+    Py_ssize_t task, Py_ssize_t parts, const real *x, const Last *from_, const real *dy,
+    const Last *beside, const double *mean, Sums *partial
+) noexcept nogil:
+    """One part of the rows of COLUMNS channels, into partial[part, channel]."""
+    cdef Py_ssize_t channel = (task // parts) * COLUMNS, part = task % parts
+    cdef Py_ssize_t row = part * from_.rows // parts, last = (part + 1) * from_.rows // parts
+    cdef Py_ssize_t columns = min(<Py_ssize_t>COLUMNS, from_.channels - channel)
+    partial += part * from_.channels + channel
+    if dy != NULL:
+        columns_products(dy + channel, beside, x + channel, from_, mean + channel, row, last,
+                         columns, partial)
+    else:
+        columns_moments(x + channel, from_, row, last, columns, partial)
+
+
+cdef inline Py_ssize_t folds_of(const Last *shape) noexcept nogil:
+    """Rows to take for one, so that its length is a multiple of LANES."""
+    cdef Py_ssize_t folds = 1
+    if shape.channels >= COLUMNS:
+        return 1
+    while shape.channels * folds % LANES:
+        folds *= 2
+    return folds if shape.rows >= folds * 4 * ROW_PILOT else 1
+
+
+cdef inline Last folded(const Last *shape, Py_ssize_t folds) noexcept nogil:
+    cdef Last result = shape[0]
+    if folds > 1:
+        result.channels = shape.channels * folds
+        result.rows = result.inner = shape.rows // folds
+        result.inner_stride = result.channels
+        result.outer_stride = result.rows * result.channels
+    return result
+
+
+cdef int column_sums(
+    const real *x, const Last *from_, const real *dy, const Last *beside,
+    Py_ssize_t channels, Py_ssize_t channel_step, Py_ssize_t fold_step, const Sums *rest,
+    const Training *training, int num_threads
+) except -1 nogil:
+    """Sums of the columns of x (and dy), merged into those of the channels."""
+    cdef Py_ssize_t columns = from_.channels, c, k
+    cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS, task
+    cdef Py_ssize_t parts = parts_of(groups, (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK)
+    cdef Py_ssize_t tasks = groups * parts
+    cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
+    cdef double *mean = <double *>malloc(columns * sizeof(double))
+    if partial == NULL or mean == NULL:
+        free(partial)
+        free(mean)
+        raise MemoryError("no memory for the statistics")
+    if dy != NULL:
+        for c in range(channels):
+            for k in range(columns // channels):
+                mean[c * channel_step + k * fold_step] = training.mean[c]
+    if num_threads == 1:
+        for task in range(tasks):
+            last_part(task, parts, x, from_, dy, beside, mean, partial)
+    else:
+        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
+            last_part(task, parts, x, from_, dy, beside, mean, partial)
+    merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training)
+    free(partial)
+    free(mean)
+    return 0
+
+
+cdef int map_periodic(
+    const real *x, const Last *from_, const real *residual, const Last *beside, real *y,
+    const Last *to, const Map *map_, Py_ssize_t channels, Py_ssize_t repeat, int num_threads
+) except -1 nogil:
+    """The map of rows, coefficients given one a channel, each for `repeat` columns."""
+    cdef Py_ssize_t room = room_of(period_of(channels * repeat))
+    cdef char *memory = <char *>malloc(4 * room)
+    cdef Periodic flat
+    if memory == NULL:
+        raise MemoryError("no memory for the coefficients")
+    flat = periodic(x, map_, channels, repeat, memory)
+    map_last(x, from_, residual, beside, y, to, &flat, num_threads)
+    free(memory)
+    return 0
+
+
+cdef int pass_last(
+    const real *x, const Last *from_, const real *dy, const Last *beside, real *y, const Last *to,
+    const Training *training, int num_threads
+) except -1 nogil:
+    """Sums of x (and dy) and, where y is given, the map into it."""
+    cdef Py_ssize_t folds = 1, tail, channels = from_.channels
+    cdef Last wide, wide_beside, narrow_
+    cdef Sums[COLUMNS] rest
+    cdef Sums *rest_ = NULL
+    cdef Map map_
+    if adjacent(from_) and (dy == NULL or adjacent(beside)):
+        folds = folds_of(from_)
+    wide = folded(from_, folds)
+    if dy != NULL:
+        wide_beside = folded(beside, folds)
+    tail = from_.rows - wide.rows * folds
+    if tail:   # the rows that fill no fold
+        narrow_ = from_[0]
+        narrow_.rows = narrow_.inner = tail
+        narrow_.inner_stride = channels
+        rest_ = rest
+        if dy != NULL:
+            columns_products(dy + wide.rows * wide.channels, &narrow_,
+                             x + wide.rows * wide.channels, &narrow_, training.mean, 0, tail,
+                             channels, rest_)
+        else:
+            columns_moments(x + wide.rows * wide.channels, &narrow_, 0, tail, channels, rest_)
+    column_sums(x, &wide, dy, &wide_beside, channels, 1, channels, rest_, training, num_threads)
+    if y != NULL:
+        map_ = map_of(training, streams(
+            from_.rows * channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
+        map_periodic(x, from_, dy, beside, y, to, &map_, channels, 1, num_threads)
+    return 0
+
+
+# ---- channels first, short runs ------------------------------------------------------------------
+
+cdef inline Last as_rows(const First *shape) noexcept nogil:
+    """(N, C, L) as N rows of C * L columns."""
+    cdef Last rows
+    rows.rows = rows.inner = shape.runs
+    rows.channels = shape.channels * shape.length
+    rows.inner_stride = shape.run_stride
+    rows.outer_stride = 0
+    return rows
+
+
+cdef int pass_short(
+    const real *x, const First *from_, const real *dy, const First *beside, real *y,
+    const First *to, const Training *training, int num_threads
+) except -1 nogil:
+    cdef Last rows = as_rows(from_), dy_rows, y_rows
+    cdef Map map_
+    if dy != NULL:
+        dy_rows = as_rows(beside)
+    column_sums(x, &rows, dy, &dy_rows, from_.channels, from_.length, 1, NULL, training,
+                num_threads)
+    if y != NULL:
+        y_rows = as_rows(to)
+        map_ = map_of(training, streams(
+            rows.rows * rows.channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
+        map_periodic(x, &rows, dy, &dy_rows, y, &y_rows, &map_, from_.channels, from_.length,
+                     num_threads)
+    return 0

@@ -1,0 +1,339 @@
+# Sums over a channel: moments (forward) and products (gradient). Included by _kernels.pyx.
+
+cdef enum:
+    BLOCK = 4096          # values of a channel between two merges
+    PILOT = 64            # values whose mean is the first shift
+    GROUP = 32            # most channels that a task of short runs takes together
+    RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
+    ROW_BLOCK = 512       # rows between two merges, channels last
+    ROW_PILOT = 16
+    ROWS_AT_ONCE = 4
+    COLUMNS = 256         # most channels that a task of rows takes together
+
+
+cdef struct Sums:
+    # of a part of a channel: its moments, or in the gradient the sums of dy and of dy * (x - mean)
+    double count
+    double mean           # or the sum of dy
+    double low            # what the mean lost when it was rounded
+    double m2             # the sum of (x - mean)^2, or of dy * (x - mean)
+
+
+cdef struct First:
+    # x as (N, C, L); strides in elements
+    Py_ssize_t runs
+    Py_ssize_t channels
+    Py_ssize_t length
+    Py_ssize_t run_stride
+    Py_ssize_t channel_stride
+
+
+cdef struct Last:
+    # x as (A, B, C)
+    Py_ssize_t rows           # A * B
+    Py_ssize_t channels
+    Py_ssize_t inner          # B
+    Py_ssize_t outer_stride
+    Py_ssize_t inner_stride
+
+
+# ---- one channel ---------------------------------------------------------------------------------
+
+cdef inline void move_mean(Sums *sums, double by) noexcept nogil:
+    """mean + low moves; mean is again what rounds the two (Dekker's fast two-sum)."""
+    cdef double low = sums.low + by
+    cdef double mean = sums.mean + low
+    sums.low = low - (mean - sums.mean)
+    sums.mean = mean
+
+
+cdef inline void merge(Sums *into, const Sums *other) noexcept nogil:
+    """Chan, Golub and LeVeque (1979), equation 2.1."""
+    cdef double count = into.count + other.count
+    cdef double apart = (other.mean - into.mean) + (other.low - into.low)
+    if into.count == 0:
+        into[0] = other[0]
+    elif other.count != 0:
+        if isfinite(apart):
+            into.m2 += other.m2 + apart * apart * (into.count * other.count / count)
+            move_mean(into, apart * (other.count / count))
+        else:
+            into.mean, into.low, into.m2 = into.mean + other.mean, 0, NAN
+        into.count = count
+
+
+cdef inline void add(Sums *into, const Sums *other) noexcept nogil:
+    """The same for the sums of the gradient."""
+    into.count += other.count
+    into.mean += other.mean
+    into.m2 += other.m2
+
+
+cdef inline void close_block(
+    Sums *into, double count, double shift, double total, double square
+) noexcept nogil:
+    """Merge a block, given its sums of x - shift and (x - shift)^2."""
+    cdef Sums block
+    block.count, block.mean, block.low = count, shift, 0
+    block.m2 = square - total * (total / count)
+    if block.m2 < 0:   # rounding alone; a NaN passes
+        block.m2 = 0
+    if isfinite(total):
+        move_mean(&block, total / count)
+    else:
+        block.mean = total
+    merge(into, &block)
+
+
+cdef inline double finite_or_zero(double shift) noexcept nogil:
+    """x - shift must not make a NaN of an infinite x."""
+    return shift if isfinite(shift) else 0
+
+
+cdef inline void run_moments(
+    const real *x, Py_ssize_t n, double shift, Lanes *total, Lanes *square
+) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        moments_step(x + i, shift, total, square)
+        i += LANES
+    if i < n:
+        moments_part(x + i, <int>(n - i), shift, total, square)
+
+
+cdef inline void run_products(
+    const real *dy, const real *x, Py_ssize_t n, double mean, Lanes *total, Lanes *product
+) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        products_step(dy + i, x + i, mean, total, product)
+        i += LANES
+    if i < n:
+        products_part(dy + i, x + i, <int>(n - i), mean, total, product)
+
+
+# ---- channels first ------------------------------------------------------------------------------
+
+cdef struct Block:
+    # runs first..last, and start..stop within each
+    Py_ssize_t first
+    Py_ssize_t last
+    Py_ssize_t start
+    Py_ssize_t stop
+
+
+cdef inline Py_ssize_t block_count(const First *x) noexcept nogil:
+    """The number of blocks in a channel: pieces of runs, or several runs together."""
+    if x.length >= BLOCK:
+        return x.runs * ((x.length + BLOCK - 1) // BLOCK)
+    cdef Py_ssize_t together = BLOCK // x.length
+    return (x.runs + together - 1) // together
+
+
+cdef inline Block block_at(const First *x, Py_ssize_t index) noexcept nogil:
+    cdef Block block
+    cdef Py_ssize_t pieces, together
+    if x.length >= BLOCK:
+        pieces = (x.length + BLOCK - 1) // BLOCK
+        block.first = index // pieces
+        block.last = block.first + 1
+        block.start = (index % pieces) * BLOCK
+        block.stop = min(block.start + BLOCK, x.length)
+    else:
+        together = BLOCK // x.length
+        block.first = index * together
+        block.last = min(block.first + together, x.runs)
+        block.start = 0
+        block.stop = x.length
+    return block
+
+
+cdef inline double pilot(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
+    """The mean of the first values of a channel's block, about PILOT of them."""
+    cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
+    cdef Py_ssize_t run = block.first, count = 0
+    cdef Py_ssize_t n = min(block.stop - block.start, <Py_ssize_t>PILOT)
+    while run < block.last and count < PILOT:
+        run_moments(x + run * stride + block.start, n, 0, &total, &square)
+        count += n
+        run += 1
+    return lanes_total(&total) / count
+
+
+cdef void group_moments(
+    const real *x, const First *shape, Py_ssize_t channels, Py_ssize_t first_block,
+    Py_ssize_t last_block, Sums *out
+) noexcept nogil:
+    """Statistics of up to GROUP neighbouring channels over some of their blocks."""
+    cdef Lanes totals[GROUP]
+    cdef Lanes squares[GROUP]
+    cdef Lanes total, square
+    cdef double shift[GROUP]
+    cdef Block block
+    cdef Py_ssize_t index, run, last, r, c, n
+    cdef const real *at
+    for c in range(channels):
+        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
+    for index in range(first_block, last_block):
+        block = block_at(shape, index)
+        n = block.stop - block.start
+        for c in range(channels):
+            shift[c] = finite_or_zero(
+                pilot(x + c * shape.channel_stride, shape.run_stride, &block)
+                if index == first_block else out[c].mean)
+            totals[c] = squares[c] = lanes_fill(0)
+        run = block.first
+        while run < block.last:
+            last = min(run + RUNS_AT_ONCE, block.last)
+            for c in range(channels):
+                at = x + c * shape.channel_stride + block.start
+                total, square = totals[c], squares[c]
+                for r in range(run, last):
+                    run_moments(at + r * shape.run_stride, n, shift[c], &total, &square)
+                totals[c], squares[c] = total, square
+            run = last
+        for c in range(channels):
+            close_block(&out[c], <double>((block.last - block.first) * n), shift[c],
+                        lanes_total(&totals[c]), lanes_total(&squares[c]))
+
+
+cdef void group_products(
+    const real *dy, const First *dy_shape, const real *x, const First *shape, const double *mean,
+    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, Sums *out
+) noexcept nogil:
+    """Sums of the gradient for up to GROUP neighbouring channels over some of their blocks."""
+    cdef Lanes totals[GROUP]
+    cdef Lanes products[GROUP]
+    cdef Lanes total, product
+    cdef Block block
+    cdef Sums sums
+    cdef Py_ssize_t index, run, last, r, c, n
+    cdef const real *at
+    cdef const real *dy_at
+    for c in range(channels):
+        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
+    for index in range(first_block, last_block):
+        block = block_at(shape, index)
+        n = block.stop - block.start
+        for c in range(channels):
+            totals[c] = products[c] = lanes_fill(0)
+        run = block.first
+        while run < block.last:
+            last = min(run + RUNS_AT_ONCE, block.last)
+            for c in range(channels):
+                at = x + c * shape.channel_stride + block.start
+                dy_at = dy + c * dy_shape.channel_stride + block.start
+                total, product = totals[c], products[c]
+                for r in range(run, last):
+                    run_products(dy_at + r * dy_shape.run_stride, at + r * shape.run_stride, n,
+                                 mean[c], &total, &product)
+                totals[c], products[c] = total, product
+            run = last
+        for c in range(channels):
+            sums.count, sums.low = <double>((block.last - block.first) * n), 0
+            sums.mean, sums.m2 = lanes_total(&totals[c]), lanes_total(&products[c])
+            add(&out[c], &sums)
+
+
+# ---- channels last -------------------------------------------------------------------------------
+
+cdef inline Py_ssize_t row_at(const Last *shape, Py_ssize_t row) noexcept nogil:
+    return (row // shape.inner) * shape.outer_stride + (row % shape.inner) * shape.inner_stride
+
+
+cdef inline Py_ssize_t rows_at_once(
+    const Last *shape, Py_ssize_t row, Py_ssize_t last
+) noexcept nogil:
+    """Rows from `row` on that are one stride apart, ROWS_AT_ONCE at most."""
+    return min(<Py_ssize_t>ROWS_AT_ONCE, last - row, shape.inner - row % shape.inner)
+
+
+cdef inline void rows_moments(
+    const real *x, const Last *shape, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns,
+    const double *shift, double *total, double *square
+) noexcept nogil:
+    """Add rows to the sums of up to COLUMNS channels."""
+    cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows
+    cdef Py_ssize_t stride = shape.inner_stride
+    cdef const real *at
+    cdef double apart
+    while row < last_row:
+        at = x + row_at(shape, row)
+        rows = rows_at_once(shape, row, last_row)
+        c = 0
+        if rows == ROWS_AT_ONCE:
+            while c < whole:
+                columns_step(at + c, stride, ROWS_AT_ONCE, shift + c, total + c, square + c)
+                c += LANES
+        else:
+            while c < whole:
+                columns_step(at + c, stride, <int>rows, shift + c, total + c, square + c)
+                c += LANES
+        for c in range(whole, columns):
+            for k in range(rows):
+                apart = value_of(at + k * stride + c) - shift[c]
+                total[c] += apart
+                square[c] += apart * apart
+        row += rows
+
+
+cdef void columns_moments(
+    const real *x, const Last *shape, Py_ssize_t first_row, Py_ssize_t last_row,
+    Py_ssize_t columns, Sums *out
+) noexcept nogil:
+    """Statistics of up to COLUMNS neighbouring channels over some of the rows."""
+    cdef double[COLUMNS] shift
+    cdef double[COLUMNS] total
+    cdef double[COLUMNS] square
+    cdef Py_ssize_t row = first_row, last = min(first_row + ROW_PILOT, last_row), c
+    for c in range(columns):
+        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
+        shift[c] = total[c] = square[c] = 0
+    rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
+                 <double *>square)
+    for c in range(columns):
+        shift[c] = finite_or_zero(total[c] / (last - row))
+    while row < last_row:
+        last = min(row + ROW_BLOCK, last_row)
+        for c in range(columns):
+            total[c] = square[c] = 0
+        rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
+                     <double *>square)
+        for c in range(columns):
+            close_block(&out[c], <double>(last - row), shift[c], total[c], square[c])
+            shift[c] = finite_or_zero(out[c].mean)
+        row = last
+
+
+cdef void columns_products(
+    const real *dy, const Last *dy_shape, const real *x, const Last *shape, const double *mean,
+    Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
+) noexcept nogil:
+    """Sums of the gradient for up to COLUMNS neighbouring channels over some of the rows."""
+    cdef double[COLUMNS] total
+    cdef double[COLUMNS] product
+    cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows
+    cdef double slope
+    cdef const real *at
+    cdef const real *dy_at
+    for c in range(columns):
+        total[c] = product[c] = 0
+        out[c].count, out[c].low = <double>(last_row - row), 0
+    while row < last_row:
+        at = x + row_at(shape, row)
+        dy_at = dy + row_at(dy_shape, row)
+        rows = min(rows_at_once(shape, row, last_row), rows_at_once(dy_shape, row, last_row))
+        c = 0
+        while c < whole:
+            columns_products_step(dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride,
+                                  <int>rows, mean + c, &total[c], &product[c])
+            c += LANES
+        for c in range(whole, columns):
+            for k in range(rows):
+                slope = value_of(dy_at + k * dy_shape.inner_stride + c)
+                total[c] += slope
+                product[c] += slope * (
+                    value_of(at + k * shape.inner_stride + c) - mean[c])
+        row += rows
+    for c in range(columns):
+        out[c].mean, out[c].m2 = total[c], product[c]
