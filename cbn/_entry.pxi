@@ -118,7 +118,8 @@ def stats(
 
 def train(
     const item[:, :, ::view.contiguous] x, item[:, :, ::view.contiguous] y,
-    const double[::1] weight, const double[::1] bias, double eps, double[:, ::1] moments, bint last, bint brain, int num_threads
+    const double[::1] weight, const double[::1] bias, double eps, double[:, ::1] moments, bint last,
+    bint brain, int num_threads
 ):
     """Normalize x with its own statistics into y; they go into moments (3, C)."""
     cdef Strided from_ = strided_of(x), to = strided_of[item](y)
