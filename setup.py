@@ -24,7 +24,7 @@ DIRECTIVES = {
 }
 
 # No contraction to FMA: results must be the same bits for every instruction set.
-CFLAGS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+CFLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
 
 
 class BuildExt(build_ext):
@@ -35,6 +35,8 @@ class BuildExt(build_ext):
         for ext in self.extensions:
             ext.extra_compile_args += CFLAGS + flags
             ext.extra_link_args += flags
+            if sys.platform == "linux":
+                ext.extra_link_args.append("-Wl,-s")  # no symbol table: a third of the size
         super().build_extensions()
 
     def _openmp_flags(self) -> list[str]:

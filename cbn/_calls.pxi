@@ -84,7 +84,8 @@ cdef class AffineMap:
             self.coefficients[3 * n + c] = 1
         self.how.m, self.how.a = self.coefficients, self.coefficients + n
         self.how.b, self.how.w = self.coefficients + 2 * n, self.coefficients + 3 * n
-        self.how.activation, self.how.slope, self.how.stream = activation, slope, False
+        self.how.activation, self.how.slope = activation, slope
+        self.how.stream, self.how.ahead, self.how.ahead_beside = False, 0, 0
         if kind == "d":
             self.flat = periodic(<const double *>NULL, &self.how, n, 1, self.narrowed)
         else:

@@ -181,6 +181,7 @@ def scale(
     how.m, how.a, how.b = &coefficients_[0, 0], &coefficients_[1, 0], &coefficients_[2, 0]
     how.w = NULL
     how.activation, how.slope, how.stream = activation, slope, False
+    how.ahead = how.ahead_beside = 0
     if residual is not None:
         beside, other = strided_of(residual), &residual[0, 0, 0]
         ones = np.ones(coefficients_.shape[1])

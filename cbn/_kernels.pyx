@@ -5,13 +5,14 @@
     the second with A = 1.
 
 (b) Order of summation. A channel is cut into blocks of at most BLOCK values (ROW_BLOCK rows). In a
-    block, value i of a run goes to lane i % LANES of a sum of x - shift and one of (x - shift)^2,
-    in double; shift is the mean of what came before (for the first block, of its first PILOT
-    values), so that nothing cancels: the mean of n values is off by no more than sqrt(n / k)
-    deviations from that of any k of them. Blocks are merged in their order by the rule of Chan,
-    Golub and LeVeque (1979), the mean held in two doubles. Where one channel is the work of several
-    tasks, its parts are fixed by the shape. Hence the same bits for any number of threads, and for
-    every build: LANES is the same in each, and no product is contracted into an FMA.
+    block, value i of a run goes to lane i % LANES of a sum of x and one of x^2, in double. Where
+    the mean turns out to be more than sqrt(CANCELLING) deviations, so that digits were lost, the
+    block is summed again (it is in the cache), as x - shift with the shift its mean; what follows
+    is then shifted at once, by the mean of what came before. Blocks are merged in their order by
+    the rule of Chan, Golub and LeVeque (1979), the mean held in two doubles. Where one channel is
+    the work of several tasks, its parts are fixed by the shape. Hence the same bits for any number
+    of threads, and for every build: LANES is the same in each, and the one product that is fused
+    with its sum is exact.
 
 (c) Normalization is (x - m) * a + b in the working type, m the mean rounded to that type and its
     rounding carried into b. The form x * a + b would lose all when |mean| is far above the
@@ -51,7 +52,10 @@ cdef extern from "_lanes.h" nogil:
     Lanes lanes_fill "cbn_fill"(double)
     double lanes_total "cbn_total"(const Lanes *)
     void fence "cbn_fence"()
+    void prefetch "cbn_prefetch"(const void *)
     # x, y and their like point to the element type: the header picks by the first of them
+    void squares_step "cbn_squares"(const void *x, Lanes *total, Lanes *square)
+    void squares_part "cbn_squares_part"(const void *x, int n, Lanes *total, Lanes *square)
     void moments_step "cbn_moments"(const void *x, double shift, Lanes *total, Lanes *square)
     void moments_part "cbn_moments_part"(
         const void *x, int n, double shift, Lanes *total, Lanes *square)
@@ -62,6 +66,8 @@ cdef extern from "_lanes.h" nogil:
     void columns_step "cbn_columns"(
         const void *x, Py_ssize_t stride, int rows, const double *shift, double *total,
         double *square)
+    void columns_squares_step "cbn_columns_squares"(
+        const void *x, Py_ssize_t stride, int rows, double *total, double *square)
     void columns_products_step "cbn_columns_products"(
         const void *dy, Py_ssize_t dy_stride, const void *x, Py_ssize_t stride, int rows,
         const double *mean, double *total, double *product)

@@ -4,6 +4,7 @@ cdef enum:
     TASK_BYTES = 1 << 17    # of x, in a task that only maps
     STREAM_BYTES = 1 << 22  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
+    LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
 
 
 cdef struct Map:
@@ -15,6 +16,8 @@ cdef struct Map:
     int activation
     double slope             # of leaky_relu
     bint stream
+    Py_ssize_t ahead         # bytes from x to what is read next, to fetch meanwhile; or 0
+    Py_ssize_t ahead_beside  # the same for the residual
 
 
 cdef struct Periodic:
@@ -33,9 +36,10 @@ cdef inline bint streams(Py_ssize_t bytes, Py_ssize_t run_bytes) noexcept nogil:
 
 
 cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcept nogil:
-    """Values before the first that a streamed group may start at; fewer than LANES."""
+    """Values before y is aligned to what is stored at once; fewer than LANES. A streamed store
+    must be aligned; any other of a long run is faster."""
     cdef Py_ssize_t line = min(<Py_ssize_t>64, LANES * <Py_ssize_t>sizeof(real))
-    if not stream:
+    if not stream and n < LONG_RUN:
         return 0
     return min(n, (line - <Py_ssize_t>(<uintptr_t>y % line)) % line // <Py_ssize_t>sizeof(real))
 
@@ -62,9 +66,14 @@ cdef inline void map_part(
 
 cdef inline void map_groups(
     const real *x, const real *residual, real *y, Py_ssize_t i, Py_ssize_t last, double m, double a,
-    double b, double w, int activation, double slope, bint stream
+    double b, double w, int activation, double slope, bint stream, Py_ssize_t ahead,
+    Py_ssize_t ahead_beside
 ) noexcept nogil:
     while i <= last:
+        if ahead:
+            prefetch(<const char *>(x + i) + ahead)
+            if residual != NULL:
+                prefetch(<const char *>(residual + i) + ahead_beside)
         scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
                    activation, slope, stream)
         i += LANES
@@ -84,15 +93,16 @@ cdef inline void map_run(
     if residual != NULL:
         w = map_.w[c]
     map_groups(x + last, residual + last if residual != NULL else NULL, <real *>tail, 0, 0,
-               m, a, b, w, map_.activation, map_.slope, False)
+               m, a, b, w, map_.activation, map_.slope, False, 0, 0)
     if i:
         map_part(x, residual, y, i, c, map_)
     if residual != NULL or map_.activation:
-        map_groups(x, residual, y, i, last, m, a, b, w, map_.activation, map_.slope, map_.stream)
+        map_groups(x, residual, y, i, last, m, a, b, w, map_.activation, map_.slope, map_.stream,
+                   map_.ahead, map_.ahead_beside)
     elif map_.stream:
-        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, True)
+        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, True, map_.ahead, 0)
     else:
-        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, False)
+        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, False, 0, 0)
     memcpy(y + last, tail, sizeof(tail))
 
 

@@ -82,6 +82,7 @@ cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
     cdef Map map_
     map_.m, map_.a, map_.b, map_.w = training.m, training.a, training.b, training.w
     map_.activation, map_.slope, map_.stream = 0, 0, stream
+    map_.ahead = map_.ahead_beside = 0
     return map_
 
 
@@ -146,13 +147,18 @@ cdef inline void group_sums(
 
 cdef void first_group(
     Py_ssize_t group, Py_ssize_t size, const real *x, const First *from_, const real *dy,
-    const First *beside, real *y, const First *to, const Training *training, bint stream
+    const First *beside, real *y, const First *to, const Training *training, bint stream,
+    Py_ssize_t ahead
 ) noexcept nogil:
     """Take a group of channels through sums, coefficients and map."""
     cdef Sums[GROUP] sums
     cdef Py_ssize_t channel = group * size, c
     cdef Py_ssize_t channels = min(size, from_.channels - channel)
     cdef Map map_ = map_of(training, stream)
+    if channel + ahead * size + channels <= from_.channels:
+        map_.ahead = ahead * size * from_.channel_stride * <Py_ssize_t>sizeof(real)
+        if dy != NULL:
+            map_.ahead_beside = ahead * size * beside.channel_stride * <Py_ssize_t>sizeof(real)
     group_sums(x, from_, dy, beside, channel, channels, 0, block_count(from_), training,
                <Sums *>sums)
     for c in range(channels):
@@ -194,10 +200,11 @@ cdef int pass_first(
     if groups >= TASKS // 4:
         if num_threads == 1:
             for task in range(groups):
-                first_group(task, size, x, from_, dy, beside, y, to, training, stream)
+                first_group(task, size, x, from_, dy, beside, y, to, training, stream, 1)
         else:
             for task in prange(groups, num_threads=num_threads, schedule="dynamic", chunksize=1):
-                first_group(task, size, x, from_, dy, beside, y, to, training, stream)
+                first_group(task, size, x, from_, dy, beside, y, to, training, stream,
+                            num_threads)
         return 0
     parts = parts_of(groups, block_count(from_))
     tasks = groups * parts
@@ -243,7 +250,7 @@ cdef inline Py_ssize_t folds_of(const Last *shape) noexcept nogil:
         return 1
     while shape.channels * folds % LANES:
         folds *= 2
-    return folds if shape.rows >= folds * 4 * ROW_PILOT else 1
+    return folds if shape.rows >= folds * 64 else 1
 
 
 cdef inline Last folded(const Last *shape, Py_ssize_t folds) noexcept nogil:

@@ -2,13 +2,12 @@
 
 cdef enum:
     BLOCK = 4096          # values of a channel between two merges
-    PILOT = 64            # values whose mean is the first shift
+    CANCELLING = 16       # mean^2 / variance from which a block is shifted
     GROUP = 32            # most channels that a task of short runs takes together
     RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
     ROW_BLOCK = 512       # rows between two merges, channels last
-    ROW_PILOT = 16
     ROWS_AT_ONCE = 4
-    COLUMNS = 256         # most channels that a task of rows takes together
+    COLUMNS = 1024        # most channels that a task of rows takes together
 
 
 cdef struct Sums:
@@ -85,9 +84,26 @@ cdef inline void close_block(
     merge(into, &block)
 
 
+cdef inline bint cancelled(double count, double total, double square) noexcept nogil:
+    """Whether square - total^2 / count has lost digits to cancellation, or to an overflow."""
+    cdef double lost = total * (total / count)
+    return not (square - lost) * CANCELLING >= lost
+
+
 cdef inline double finite_or_zero(double shift) noexcept nogil:
     """x - shift must not make a NaN of an infinite x."""
     return shift if isfinite(shift) else 0
+
+
+cdef inline void run_squares(
+    const real *x, Py_ssize_t n, Lanes *total, Lanes *square
+) noexcept nogil:
+    cdef Py_ssize_t i = 0
+    while i + LANES <= n:
+        squares_step(x + i, total, square)
+        i += LANES
+    if i < n:
+        squares_part(x + i, <int>(n - i), total, square)
 
 
 cdef inline void run_moments(
@@ -148,16 +164,16 @@ cdef inline Block block_at(const First *x, Py_ssize_t index) noexcept nogil:
     return block
 
 
-cdef inline double pilot(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
-    """The mean of the first values of a channel's block, about PILOT of them."""
+cdef void shifted_block(
+    const real *x, Py_ssize_t stride, const Block *block, double shift, Sums *into
+) noexcept nogil:
+    """Merge one block of one channel, summed as x - shift."""
     cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
-    cdef Py_ssize_t run = block.first, count = 0
-    cdef Py_ssize_t n = min(block.stop - block.start, <Py_ssize_t>PILOT)
-    while run < block.last and count < PILOT:
-        run_moments(x + run * stride + block.start, n, 0, &total, &square)
-        count += n
-        run += 1
-    return lanes_total(&total) / count
+    cdef Py_ssize_t run, n = block.stop - block.start
+    for run in range(block.first, block.last):
+        run_moments(x + run * stride + block.start, n, shift, &total, &square)
+    close_block(into, <double>((block.last - block.first) * n), shift, lanes_total(&total),
+                lanes_total(&square))
 
 
 cdef void group_moments(
@@ -165,36 +181,47 @@ cdef void group_moments(
     Py_ssize_t last_block, Sums *out
 ) noexcept nogil:
     """Statistics of up to GROUP neighbouring channels over some of their blocks."""
-    cdef Lanes totals[GROUP]
-    cdef Lanes squares[GROUP]
+    cdef Lanes[GROUP] totals
+    cdef Lanes[GROUP] squares
+    cdef bint[GROUP] shifted
     cdef Lanes total, square
-    cdef double shift[GROUP]
     cdef Block block
     cdef Py_ssize_t index, run, last, r, c, n
+    cdef double count, sum_, sum2
     cdef const real *at
     for c in range(channels):
         out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
+        shifted[c] = False
     for index in range(first_block, last_block):
         block = block_at(shape, index)
         n = block.stop - block.start
+        count = <double>((block.last - block.first) * n)
         for c in range(channels):
-            shift[c] = finite_or_zero(
-                pilot(x + c * shape.channel_stride, shape.run_stride, &block)
-                if index == first_block else out[c].mean)
             totals[c] = squares[c] = lanes_fill(0)
         run = block.first
         while run < block.last:
             last = min(run + RUNS_AT_ONCE, block.last)
             for c in range(channels):
+                if shifted[c]:
+                    continue
                 at = x + c * shape.channel_stride + block.start
                 total, square = totals[c], squares[c]
                 for r in range(run, last):
-                    run_moments(at + r * shape.run_stride, n, shift[c], &total, &square)
+                    run_squares(at + r * shape.run_stride, n, &total, &square)
                 totals[c], squares[c] = total, square
             run = last
         for c in range(channels):
-            close_block(&out[c], <double>((block.last - block.first) * n), shift[c],
-                        lanes_total(&totals[c]), lanes_total(&squares[c]))
+            if not shifted[c]:
+                sum_, sum2 = lanes_total(&totals[c]), lanes_total(&squares[c])
+                if not cancelled(count, sum_, sum2):
+                    close_block(&out[c], count, 0, sum_, sum2)
+                    continue
+                shifted[c] = True
+                shifted_block(x + c * shape.channel_stride, shape.run_stride, &block,
+                              finite_or_zero(sum_ / count), &out[c])
+            else:
+                shifted_block(x + c * shape.channel_stride, shape.run_stride, &block,
+                              finite_or_zero(out[c].mean), &out[c])
 
 
 cdef void group_products(
@@ -252,7 +279,7 @@ cdef inline void rows_moments(
     const real *x, const Last *shape, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns,
     const double *shift, double *total, double *square
 ) noexcept nogil:
-    """Add rows to the sums of up to COLUMNS channels."""
+    """Add rows to the sums of up to COLUMNS channels, shifted where there is a shift."""
     cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows
     cdef Py_ssize_t stride = shape.inner_stride
     cdef const real *at
@@ -261,47 +288,63 @@ cdef inline void rows_moments(
         at = x + row_at(shape, row)
         rows = rows_at_once(shape, row, last_row)
         c = 0
-        if rows == ROWS_AT_ONCE:
-            while c < whole:
-                columns_step(at + c, stride, ROWS_AT_ONCE, shift + c, total + c, square + c)
-                c += LANES
-        else:
+        if shift != NULL:
             while c < whole:
                 columns_step(at + c, stride, <int>rows, shift + c, total + c, square + c)
                 c += LANES
+        elif rows == ROWS_AT_ONCE:
+            while c < whole:
+                columns_squares_step(at + c, stride, ROWS_AT_ONCE, total + c, square + c)
+                c += LANES
+        else:
+            while c < whole:
+                columns_squares_step(at + c, stride, <int>rows, total + c, square + c)
+                c += LANES
         for c in range(whole, columns):
             for k in range(rows):
-                apart = value_of(at + k * stride + c) - shift[c]
+                apart = value_of(at + k * stride + c) - (shift[c] if shift != NULL else 0)
                 total[c] += apart
                 square[c] += apart * apart
         row += rows
 
 
 cdef void columns_moments(
-    const real *x, const Last *shape, Py_ssize_t first_row, Py_ssize_t last_row,
-    Py_ssize_t columns, Sums *out
+    const real *x, const Last *shape, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns,
+    Sums *out
 ) noexcept nogil:
     """Statistics of up to COLUMNS neighbouring channels over some of the rows."""
     cdef double[COLUMNS] shift
     cdef double[COLUMNS] total
     cdef double[COLUMNS] square
-    cdef Py_ssize_t row = first_row, last = min(first_row + ROW_PILOT, last_row), c
+    cdef bint shifted = False, again
+    cdef Py_ssize_t last, c
+    cdef double count
     for c in range(columns):
-        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
-        shift[c] = total[c] = square[c] = 0
-    rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
-                 <double *>square)
-    for c in range(columns):
-        shift[c] = finite_or_zero(total[c] / (last - row))
+        out[c].count = out[c].mean = out[c].low = out[c].m2 = shift[c] = 0
     while row < last_row:
         last = min(row + ROW_BLOCK, last_row)
+        count = <double>(last - row)
+        memset(total, 0, sizeof(total))
+        memset(square, 0, sizeof(square))
+        again = False
+        if not shifted:
+            rows_moments(x, shape, row, last, columns, <const double *>NULL, <double *>total,
+                         <double *>square)
+            for c in range(columns):
+                again = again or cancelled(count, total[c], square[c])
+            if again:   # all of them: they lie in the same lines
+                shifted = True
+                for c in range(columns):
+                    shift[c] = finite_or_zero(total[c] / count)
+                memset(total, 0, sizeof(total))
+                memset(square, 0, sizeof(square))
+        if shifted:
+            rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
+                         <double *>square)
         for c in range(columns):
-            total[c] = square[c] = 0
-        rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
-                     <double *>square)
-        for c in range(columns):
-            close_block(&out[c], <double>(last - row), shift[c], total[c], square[c])
-            shift[c] = finite_or_zero(out[c].mean)
+            close_block(&out[c], count, shift[c], total[c], square[c])
+            if shifted:
+                shift[c] = finite_or_zero(out[c].mean)
         row = last
 
 
