@@ -73,8 +73,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 def extensions() -> list[Extension]:
     """The kernels once for each instruction set."""
-    cpu = Extension("cbn._cpu", ["cbn/_cpu.pyx"])
-    built = cythonize(cpu, build_dir="build/cython", compiler_directives=DIRECTIVES)
+    plain = [Extension(f"cbn.{name}", [f"cbn/{name}.pyx"]) for name in ("_cpu", "capi")]
+    built = cythonize(plain, build_dir="build/cython", compiler_directives=DIRECTIVES)
     for tag, flags in BUILDS.items():
         kernels = Extension(
             f"cbn._kernels{tag}",

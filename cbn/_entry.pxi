@@ -43,7 +43,7 @@ cdef inline Last last_of(const Strided *x) noexcept nogil:
 cdef int pass_(
     const real *x, const Strided *from_, const real *dy, const Strided *beside, real *y,
     const Strided *to, const Training *training, bint last, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     cdef First first_from, first_beside, first_to
     cdef Last last_from, last_beside, last_to
     if last:
@@ -56,7 +56,7 @@ cdef int pass_(
 cdef int map_(
     const real *x, const Strided *from_, const real *residual, const Strided *beside, real *y,
     const Strided *to, const Map *how, bint last, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     cdef First first_from, first_beside, first_to
     cdef Last last_from, last_beside, last_to
     cdef Map streamed = how[0]
@@ -93,6 +93,12 @@ cdef inline Training forward_of(
     return training
 
 
+cdef int check(int status) except -1:
+    if status == NO_MEMORY:
+        raise MemoryError("cbn: no memory for the work arrays, O(C) in size")
+    return 0
+
+
 def stats(
     const item[:, :, ::view.contiguous] x, double[:, ::1] moments, bint last, bint brain,
     int num_threads
@@ -103,17 +109,22 @@ def stats(
     memset(&training, 0, sizeof(training))
     training.mean, training.low = &moments[0, 0], &moments[1, 0]
     training.m2 = &moments[2, 0]
+    cdef int status
     with nogil:
         if item is ushort:
             if brain:
-                pass_(<const bf16 *>&x[0, 0, 0], &shape, <const bf16 *>NULL, &shape, <bf16 *>NULL,
-                      &shape, &training, last, num_threads)
+                status = pass_(
+                    <const bf16 *>&x[0, 0, 0], &shape, <const bf16 *>NULL, &shape, <bf16 *>NULL,
+                    &shape, &training, last, num_threads)
             else:
-                pass_(<const f16 *>&x[0, 0, 0], &shape, <const f16 *>NULL, &shape, <f16 *>NULL,
-                      &shape, &training, last, num_threads)
+                status = pass_(
+                    <const f16 *>&x[0, 0, 0], &shape, <const f16 *>NULL, &shape, <f16 *>NULL,
+                    &shape, &training, last, num_threads)
         else:
-            pass_(&x[0, 0, 0], &shape, <const item *>NULL, &shape, <item *>NULL, &shape, &training,
-                  last, num_threads)
+            status = pass_(
+                &x[0, 0, 0], &shape, <const item *>NULL, &shape, <item *>NULL, &shape, &training,
+                last, num_threads)
+    check(status)
 
 
 def train(
@@ -125,17 +136,22 @@ def train(
     cdef Strided from_ = strided_of(x), to = strided_of[item](y)
     cdef double[:, ::1] coefficients_ = np.empty((3, weight.shape[0]))
     cdef Training training = forward_of(weight, bias, eps, coefficients_, moments)
+    cdef int status
     with nogil:
         if item is ushort:
             if brain:
-                pass_(<const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>NULL, &from_,
-                      <bf16 *>&y[0, 0, 0], &to, &training, last, num_threads)
+                status = pass_(
+                    <const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>NULL, &from_,
+                    <bf16 *>&y[0, 0, 0], &to, &training, last, num_threads)
             else:
-                pass_(<const f16 *>&x[0, 0, 0], &from_, <const f16 *>NULL, &from_,
-                      <f16 *>&y[0, 0, 0], &to, &training, last, num_threads)
+                status = pass_(
+                    <const f16 *>&x[0, 0, 0], &from_, <const f16 *>NULL, &from_,
+                    <f16 *>&y[0, 0, 0], &to, &training, last, num_threads)
         else:
-            pass_(&x[0, 0, 0], &from_, <const item *>NULL, &from_, &y[0, 0, 0], &to, &training,
-                  last, num_threads)
+            status = pass_(
+                &x[0, 0, 0], &from_, <const item *>NULL, &from_, &y[0, 0, 0], &to, &training, last,
+                num_threads)
+    check(status)
 
 
 def backward(
@@ -154,17 +170,22 @@ def backward(
     training.b, training.w = &coefficients_[2, 0], &coefficients_[3, 0]
     training.dweight, training.dbias = &gradients[0, 0], &gradients[1, 0]
     training.backward, training.frozen = True, frozen
+    cdef int status
     with nogil:
         if item is ushort:
             if brain:
-                pass_(<const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>&dy[0, 0, 0], &beside,
-                      <bf16 *>&dx[0, 0, 0], &to, &training, last, num_threads)
+                status = pass_(
+                    <const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>&dy[0, 0, 0], &beside,
+                    <bf16 *>&dx[0, 0, 0], &to, &training, last, num_threads)
             else:
-                pass_(<const f16 *>&x[0, 0, 0], &from_, <const f16 *>&dy[0, 0, 0], &beside,
-                      <f16 *>&dx[0, 0, 0], &to, &training, last, num_threads)
+                status = pass_(
+                    <const f16 *>&x[0, 0, 0], &from_, <const f16 *>&dy[0, 0, 0], &beside,
+                    <f16 *>&dx[0, 0, 0], &to, &training, last, num_threads)
         else:
-            pass_(&x[0, 0, 0], &from_, &dy[0, 0, 0], &beside, &dx[0, 0, 0], &to, &training, last,
-                  num_threads)
+            status = pass_(
+                &x[0, 0, 0], &from_, &dy[0, 0, 0], &beside, &dx[0, 0, 0], &to, &training, last,
+                num_threads)
+    check(status)
 
 
 def scale(
@@ -186,16 +207,21 @@ def scale(
         beside, other = strided_of(residual), &residual[0, 0, 0]
         ones = np.ones(coefficients_.shape[1])
         how.w = &ones[0]
+    cdef int status
     with nogil:
         if item is ushort:
             if brain:
-                map_(<const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>other, &beside,
-                     <bf16 *>&y[0, 0, 0], &to, &how, last, num_threads)
+                status = map_(
+                    <const bf16 *>&x[0, 0, 0], &from_, <const bf16 *>other, &beside,
+                    <bf16 *>&y[0, 0, 0], &to, &how, last, num_threads)
             else:
-                map_(<const f16 *>&x[0, 0, 0], &from_, <const f16 *>other, &beside,
-                     <f16 *>&y[0, 0, 0], &to, &how, last, num_threads)
+                status = map_(
+                    <const f16 *>&x[0, 0, 0], &from_, <const f16 *>other, &beside,
+                    <f16 *>&y[0, 0, 0], &to, &how, last, num_threads)
         else:
-            map_(&x[0, 0, 0], &from_, other, &beside, &y[0, 0, 0], &to, &how, last, num_threads)
+            status = map_(
+                &x[0, 0, 0], &from_, other, &beside, &y[0, 0, 0], &to, &how, last, num_threads)
+    check(status)
 
 
 def fuse(

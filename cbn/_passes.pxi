@@ -1,6 +1,7 @@
 # Whole arrays: sums, then coefficients, then the map. Included by _kernels.pyx.
 
 cdef enum:
+    NO_MEMORY = -1          # what a pass returns where it could not have its O(C) work memory
     TASKS = 32              # parts are made until there are this many tasks
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
@@ -183,7 +184,7 @@ cdef void first_part(
 cdef int pass_first(
     const real *x, const First *from_, const real *dy, const First *beside, real *y,
     const First *to, const Training *training, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     """Sums of x (and dy) and, where y is given, the map into it."""
     cdef Py_ssize_t size, groups, parts, tasks, task, bytes_
     cdef bint stream
@@ -210,7 +211,7 @@ cdef int pass_first(
     tasks = groups * parts
     partial = <Sums *>malloc(parts * from_.channels * sizeof(Sums))
     if partial == NULL:
-        raise MemoryError("no memory for the statistics")
+        return NO_MEMORY
     if num_threads == 1:
         for task in range(tasks):
             first_part(task, parts, size, x, from_, dy, beside, training, partial)
@@ -267,7 +268,7 @@ cdef int column_sums(
     const real *x, const Last *from_, const real *dy, const Last *beside,
     Py_ssize_t channels, Py_ssize_t channel_step, Py_ssize_t fold_step, const Sums *rest,
     const Training *training, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     """Sums of the columns of x (and dy), merged into those of the channels."""
     cdef Py_ssize_t columns = from_.channels, c, k
     cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS, task
@@ -278,7 +279,7 @@ cdef int column_sums(
     if partial == NULL or mean == NULL:
         free(partial)
         free(mean)
-        raise MemoryError("no memory for the statistics")
+        return NO_MEMORY
     if dy != NULL:
         for c in range(channels):
             for k in range(columns // channels):
@@ -298,13 +299,13 @@ cdef int column_sums(
 cdef int map_periodic(
     const real *x, const Last *from_, const real *residual, const Last *beside, real *y,
     const Last *to, const Map *map_, Py_ssize_t channels, Py_ssize_t repeat, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     """The map of rows, coefficients given one a channel, each for `repeat` columns."""
     cdef Py_ssize_t room = room_of(period_of(channels * repeat))
     cdef char *memory = <char *>malloc(4 * room)
     cdef Periodic flat
     if memory == NULL:
-        raise MemoryError("no memory for the coefficients")
+        return NO_MEMORY
     flat = periodic(x, map_, channels, repeat, memory)
     map_last(x, from_, residual, beside, y, to, &flat, num_threads)
     free(memory)
@@ -314,7 +315,7 @@ cdef int map_periodic(
 cdef int pass_last(
     const real *x, const Last *from_, const real *dy, const Last *beside, real *y, const Last *to,
     const Training *training, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     """Sums of x (and dy) and, where y is given, the map into it."""
     cdef Py_ssize_t folds = 1, tail, channels = from_.channels
     cdef Last wide, wide_beside, narrow_
@@ -338,11 +339,12 @@ cdef int pass_last(
                              channels, rest_)
         else:
             columns_moments(x + wide.rows * wide.channels, &narrow_, 0, tail, channels, rest_)
-    column_sums(x, &wide, dy, &wide_beside, channels, 1, channels, rest_, training, num_threads)
+    if column_sums(x, &wide, dy, &wide_beside, channels, 1, channels, rest_, training, num_threads):
+        return NO_MEMORY
     if y != NULL:
         map_ = map_of(training, streams(
             from_.rows * channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
-        map_periodic(x, from_, dy, beside, y, to, &map_, channels, 1, num_threads)
+        return map_periodic(x, from_, dy, beside, y, to, &map_, channels, 1, num_threads)
     return 0
 
 
@@ -361,17 +363,18 @@ cdef inline Last as_rows(const First *shape) noexcept nogil:
 cdef int pass_short(
     const real *x, const First *from_, const real *dy, const First *beside, real *y,
     const First *to, const Training *training, int num_threads
-) except -1 nogil:
+) noexcept nogil:
     cdef Last rows = as_rows(from_), dy_rows, y_rows
     cdef Map map_
     if dy != NULL:
         dy_rows = as_rows(beside)
-    column_sums(x, &rows, dy, &dy_rows, from_.channels, from_.length, 1, NULL, training,
-                num_threads)
+    if column_sums(x, &rows, dy, &dy_rows, from_.channels, from_.length, 1, NULL, training,
+                   num_threads):
+        return NO_MEMORY
     if y != NULL:
         y_rows = as_rows(to)
         map_ = map_of(training, streams(
             rows.rows * rows.channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
-        map_periodic(x, &rows, dy, &dy_rows, y, &y_rows, &map_, from_.channels, from_.length,
-                     num_threads)
+        return map_periodic(x, &rows, dy, &dy_rows, y, &y_rows, &map_, from_.channels,
+                            from_.length, num_threads)
     return 0
