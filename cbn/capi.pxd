@@ -12,7 +12,7 @@ O(channels) of work memory was not to be had, or BAD_ARGUMENT for a null pointer
 unknown activation, a num_threads below 1 or an eps that is negative or NaN; then nothing has been
 written. The caller answers for what C cannot see: that the arrays have these sizes.
 
-`num_threads` is obeyed: ask for 1 unless the array is larger than a megabyte or so, and after a fork.
+`num_threads` is obeyed: ask for 1 unless the array is larger than a megabyte, and after a fork.
 """
 
 cdef enum:
