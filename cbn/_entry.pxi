@@ -68,13 +68,10 @@ cdef int map_(
         return map_periodic(x, &last_from, residual, &last_beside, y, &last_to, &streamed,
                             from_.shape[2], 1, num_threads)
     first_from, first_beside, first_to = first_of(from_), first_of(beside), first_of(to)
-    if first_from.length < LANES and first_from.channel_stride == first_from.length and (
-            first_to.channel_stride == first_to.length) and (
-            residual == NULL or first_beside.channel_stride == first_beside.length):
-        last_from, last_beside = as_rows(&first_from), as_rows(&first_beside)
-        last_to = as_rows(&first_to)
-        return map_periodic(x, &last_from, residual, &last_beside, y, &last_to, &streamed,
-                            from_.shape[1], from_.shape[2], num_threads)
+    if is_short(&first_from) and is_short(&first_to) and (
+            residual == NULL or is_short(&first_beside)):
+        return map_short(x, &first_from, residual, &first_beside, y, &first_to, &streamed,
+                         num_threads)
     map_first(x, &first_from, residual, &first_beside, y, &first_to, &streamed, num_threads)
     return 0
 

@@ -4,6 +4,7 @@ cdef enum:
     NO_MEMORY = -1          # what a pass returns where it could not have its O(C) work memory
     TASKS = 32              # parts are made until there are this many tasks
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
+    SHORT_COLUMNS = 1 << 15  # most columns that short runs are taken for at a time
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
 
 
@@ -190,9 +191,7 @@ cdef int pass_first(
     cdef bint stream
     cdef Map map_
     cdef Sums *partial
-    if from_.length < LANES and from_.channel_stride == from_.length and (
-            dy == NULL or beside.channel_stride == beside.length) and (
-            y == NULL or to.channel_stride == to.length):
+    if is_short(from_) and (dy == NULL or is_short(beside)) and (y == NULL or is_short(to)):
         return pass_short(x, from_, dy, beside, y, to, training, num_threads)
     size = group_size(from_, sizeof(real))
     groups = (from_.channels + size - 1) // size
@@ -350,31 +349,79 @@ cdef int pass_last(
 
 # ---- channels first, short runs ------------------------------------------------------------------
 
-cdef inline Last as_rows(const First *shape) noexcept nogil:
-    """(N, C, L) as N rows of C * L columns."""
+cdef inline bint is_short(const First *shape) noexcept nogil:
+    """Whether runs are shorter than a group, and those of one sample follow each other."""
+    return shape.length < LANES and shape.channel_stride == shape.length
+
+
+cdef inline Last as_rows(const First *shape, Py_ssize_t channels) noexcept nogil:
+    """(N, C, L) as N rows of C * L columns; some of the channels."""
     cdef Last rows
     rows.rows = rows.inner = shape.runs
-    rows.channels = shape.channels * shape.length
+    rows.channels = channels * shape.length
     rows.inner_stride = shape.run_stride
     rows.outer_stride = 0
     return rows
+
+
+cdef inline const double *after(const double *values, Py_ssize_t channel) noexcept nogil:
+    return values + channel if values != NULL else NULL
+
+
+cdef inline Training from_channel(const Training *training, Py_ssize_t channel) noexcept nogil:
+    """What is left of the arrays from a channel on."""
+    cdef Training rest = training[0]
+    rest.weight, rest.bias = after(rest.weight, channel), after(rest.bias, channel)
+    rest.m, rest.a = <double *>after(rest.m, channel), <double *>after(rest.a, channel)
+    rest.b, rest.w = <double *>after(rest.b, channel), <double *>after(rest.w, channel)
+    rest.mean, rest.low = <double *>after(rest.mean, channel), <double *>after(rest.low, channel)
+    rest.m2, rest.rstd = <double *>after(rest.m2, channel), after(rest.rstd, channel)
+    rest.dweight = <double *>after(rest.dweight, channel)
+    rest.dbias = <double *>after(rest.dbias, channel)
+    return rest
+
+
+cdef int map_short(
+    const real *x, const First *from_, const real *residual, const First *beside, real *y,
+    const First *to, const Map *map_, int num_threads
+) noexcept nogil:
+    """The map of runs shorter than a group, SHORT_COLUMNS columns at a time."""
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, SHORT_COLUMNS // from_.length), channel = 0, n, at
+    cdef Last rows, other, target
+    cdef Map some = map_[0]
+    while channel < from_.channels:
+        n = min(step, from_.channels - channel)
+        at = channel * from_.length
+        rows, other, target = as_rows(from_, n), as_rows(beside, n), as_rows(to, n)
+        some.m, some.a = after(map_.m, channel), after(map_.a, channel)
+        some.b, some.w = after(map_.b, channel), after(map_.w, channel)
+        if map_periodic(x + at, &rows, residual + at if residual != NULL else NULL, &other, y + at,
+                        &target, &some, n, from_.length, num_threads):
+            return NO_MEMORY
+        channel += n
+    return 0
 
 
 cdef int pass_short(
     const real *x, const First *from_, const real *dy, const First *beside, real *y,
     const First *to, const Training *training, int num_threads
 ) noexcept nogil:
-    cdef Last rows = as_rows(from_), dy_rows, y_rows
+    """Sums and map of runs shorter than a group, SHORT_COLUMNS columns at a time."""
+    cdef Py_ssize_t step = max(<Py_ssize_t>1, SHORT_COLUMNS // from_.length), channel = 0, n, at
+    cdef Last rows, other
+    cdef Training some
     cdef Map map_
-    if dy != NULL:
-        dy_rows = as_rows(beside)
-    if column_sums(x, &rows, dy, &dy_rows, from_.channels, from_.length, 1, NULL, training,
-                   num_threads):
-        return NO_MEMORY
-    if y != NULL:
-        y_rows = as_rows(to)
-        map_ = map_of(training, streams(
-            rows.rows * rows.channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
-        return map_periodic(x, &rows, dy, &dy_rows, y, &y_rows, &map_, from_.channels,
-                            from_.length, num_threads)
-    return 0
+    while channel < from_.channels:
+        n = min(step, from_.channels - channel)
+        at = channel * from_.length
+        rows, other = as_rows(from_, n), as_rows(beside, n)
+        some = from_channel(training, channel)
+        if column_sums(x + at, &rows, dy + at if dy != NULL else NULL, &other, n, from_.length, 1,
+                       NULL, &some, num_threads):
+            return NO_MEMORY
+        channel += n
+    if y == NULL:
+        return 0
+    map_ = map_of(training, streams(
+        from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real), STREAM_RUN))
+    return map_short(x, from_, dy, beside, y, to, &map_, num_threads)
