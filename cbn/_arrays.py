@@ -25,6 +25,7 @@ __all__ = [
     "check_momentum",
     "reject_channels",
     "single",
+    "to_float",
     "to_ndarray",
 ]
 
@@ -94,7 +95,7 @@ def as_channel_array(value: Any, channels: int, name: str, *, writable: bool = F
 
 def check_eps(eps: float) -> float:
     """Return `eps` as a float that is finite and not negative."""
-    value = _to_float(eps, "eps")
+    value = to_float(eps, "eps")
     if not 0 <= value < np.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {value}")
     return value
@@ -105,13 +106,14 @@ def check_momentum(momentum: float | None, *, none: bool = False) -> float | Non
     accepted = "a number from 0 to 1" + (" or None" if none else "")
     if momentum is None and none:
         return None
-    value = _to_float(momentum, "momentum", accepted)
+    value = to_float(momentum, "momentum", accepted)
     if not 0 <= value <= 1:
         raise ValueError(f"momentum: expected {accepted}, got {value}")
     return value
 
 
-def _to_float(value: Any, name: str, accepted: str = "a number") -> float:
+def to_float(value: Any, name: str, accepted: str = "a number") -> float:
+    """Return `value` as a float, or raise TypeError; a string is no number."""
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected {accepted}, got {type(value).__name__}")
     return float(value)

@@ -340,8 +340,13 @@ CBN_INLINE cbn_vf64 cbn_exp(cbn_vf64 x) {
     return p * (cbn_vf64)power;
 }
 
+/* Below -745, where e^x is 0 even as a subnormal, -0: the limit, at minus infinity too. */
 CBN_INLINE cbn_f64x16 cbn_silu_f64(cbn_f64x16 x) {
-    CBN_EACH(k, CBN_N64) x.v[k] = x.v[k] / (1.0 + cbn_exp(-x.v[k]));
+    CBN_EACH(k, CBN_N64) {
+        cbn_vi64 under = x.v[k] < -745 - (cbn_vf64){0};
+        cbn_vi64 value = (cbn_vi64)(x.v[k] / (1.0 + cbn_exp(-x.v[k])));
+        x.v[k] = (cbn_vf64)((under & (cbn_vi64)(-0.0 - (cbn_vf64){0})) | (~under & value));
+    }
     return x;
 }
 CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) {
@@ -376,7 +381,7 @@ CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) {
                 cbn_v##WORK scaled = v * (cbn_##WORK)slope;                                        \
                 v = (cbn_v##WORK)((under & (cbn_v##INT)scaled) | (~under & (cbn_v##INT)v));        \
             } else                                                                                 \
-                v = v * cbn_below_##WORK(cbn_above_##WORK(v + 3, 0), 6) / 6;                       \
+                v = v * (cbn_below_##WORK(cbn_above_##WORK(v + 3, 0), 6) / 6);                     \
             x.v[k] = v;                                                                            \
         }                                                                                          \
         return x;                                                                                  \

@@ -50,15 +50,17 @@ cdef inline void coefficients(
 cdef inline void gradient_coefficients(
     const real *like, const Sums *sums, const Training *training, Py_ssize_t c
 ) noexcept nogil:
-    """dx = (x - m) * a + b + dy * w (Ioffe and Szegedy 2015, section 3)."""
+    """dx = (x - m) * a + b + dy * w (Ioffe and Szegedy 2015, section 3); in eval, (dy - m) * a + b.
+    """
     cdef double mean = training.mean[c], rstd = training.rstd[c]
     cdef double scale = training.weight[c] * rstd
-    cdef double slope = 0, level = 0
+    cdef double slope = -scale * rstd * rstd * (sums.m2 / sums.count)
+    cdef double level = -scale * (sums.mean / sums.count)
     training.dbias[c] = sums.mean
     training.dweight[c] = sums.m2 * rstd
-    if not training.frozen:
-        slope = -scale * rstd * rstd * (sums.m2 / sums.count)
-        level = -scale * (sums.mean / sums.count)
+    if training.frozen:
+        training.m[c], training.a[c], training.b[c] = 0, round_like(like, scale), 0
+        return
     training.m[c] = round_like(like, mean)
     training.a[c] = round_like(like, slope)
     training.b[c] = round_like(like, level + (training.m[c] - mean) * slope)
@@ -157,7 +159,7 @@ cdef void first_group(
     cdef Py_ssize_t channel = group * size, c
     cdef Py_ssize_t channels = min(size, from_.channels - channel)
     cdef Map map_ = map_of(training, stream)
-    if channel + ahead * size + channels <= from_.channels:
+    if channel + ahead * size + channels <= from_.channels and not training.frozen:
         map_.ahead = ahead * size * from_.channel_stride * <Py_ssize_t>sizeof(real)
         if dy != NULL:
             map_.ahead_beside = ahead * size * beside.channel_stride * <Py_ssize_t>sizeof(real)
@@ -165,7 +167,10 @@ cdef void first_group(
                <Sums *>sums)
     for c in range(channels):
         finish_channel(x, &sums[c], training, channel + c)
-    if y != NULL:
+    if training.frozen:
+        map_box(dy, beside, <const real *>NULL, beside, y, to, 0, from_.runs, channel,
+                channel + channels, 0, from_.length, &map_)
+    elif y != NULL:
         map_box(x, from_, dy, beside, y, to, 0, from_.runs, channel, channel + channels,
                 0, from_.length, &map_)
 
@@ -221,7 +226,10 @@ cdef int pass_first(
     free(partial)
     if y != NULL:
         map_ = map_of(training, stream)
-        map_first(x, from_, dy, beside, y, to, &map_, num_threads)
+        if training.frozen:
+            map_first(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
+        else:
+            map_first(x, from_, dy, beside, y, to, &map_, num_threads)
     return 0
 
 
@@ -343,6 +351,9 @@ cdef int pass_last(
     if y != NULL:
         map_ = map_of(training, streams(
             from_.rows * channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
+        if training.frozen:
+            return map_periodic(dy, beside, <const real *>NULL, beside, y, to, &map_, channels, 1,
+                                num_threads)
         return map_periodic(x, from_, dy, beside, y, to, &map_, channels, 1, num_threads)
     return 0
 
@@ -424,4 +435,6 @@ cdef int pass_short(
         return 0
     map_ = map_of(training, streams(
         from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real), STREAM_RUN))
+    if training.frozen:
+        return map_short(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
     return map_short(x, from_, dy, beside, y, to, &map_, num_threads)

@@ -47,6 +47,17 @@ class Parameters(NamedTuple):
         )
 
 
+def check_variance(var: np.ndarray, eps: float, name: str, *, batch: bool = False) -> None:
+    """Raise ValueError where a variance has no 1 / sqrt(var + eps).
+
+    That of a batch is never negative, and NaN where the batch holds one.
+    """
+    if not batch:
+        reject_channels(~(var >= 0), var, name, "values >= 0")
+    if eps == 0:
+        reject_channels(var == 0, var, name, "values > 0 (eps is 0)")
+
+
 def coefficients(
     mean: np.ndarray,
     var: np.ndarray,
@@ -62,9 +73,7 @@ def coefficients(
     ValueError
         Where a variance is negative or NaN, or with eps would make the divisor zero.
     """
-    reject_channels(~(var >= 0), var, var_name, "values >= 0")
-    if eps == 0:
-        reject_channels(var == 0, var, var_name, "values > 0 (eps is 0)")
+    check_variance(var, eps, var_name)
     result = np.empty((3, mean.size))
     kernels.fuse(mean, var, parameters.weight, parameters.bias, eps, result, is_single(dtype))
     return result
@@ -112,8 +121,7 @@ def normalize_batch(
     moments = np.empty((3, channels))
     if eps == 0:  # nothing is written before every variance is known to be above zero
         run("stats", layout, [x3], [moments], threads)
-        var = stats_of(moments, x).var
-        reject_channels(var == 0, var, "variance of x", "values > 0 (eps is 0)")
+        check_variance(stats_of(moments, x).var, eps, "variance of x", batch=True)
     run("train", layout, [x3, y3], [*parameters, eps, moments], threads)
     return result, stats_of(moments, x)
 
@@ -127,8 +135,9 @@ def update_running(
     (ddof=1). Computed in float64 and rounded once.
     """
     keep = 1.0 - momentum
-    running_mean[...] = keep * running_mean.astype(np.float64) + momentum * stats.mean
-    running_var[...] = keep * running_var.astype(np.float64) + momentum * stats.unbiased_var
+    mean = keep * running_mean.astype(np.float64) + momentum * stats.mean
+    var = keep * running_var.astype(np.float64) + momentum * stats.unbiased_var
+    running_mean[...], running_var[...] = mean, var  # both, once nothing can fail
 
 
 def batch_norm(

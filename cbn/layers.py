@@ -14,6 +14,7 @@ from ._threads import check_num_threads
 from .functional import (
     Parameters,
     batch_norm_backward,
+    check_variance,
     coefficients,
     normalize_batch,
     scale_shift,
@@ -125,8 +126,8 @@ class BatchNorm:
         self._last: tuple[np.ndarray, BatchStats] | None = None
         self.eps = eps
         self.momentum = momentum
-        self.channels_last = bool(channels_last)
-        self.num_threads = check_num_threads(num_threads)
+        self.channels_last = channels_last
+        self.num_threads = num_threads
         self.training = True
         self._affine = bool(affine)
         self._track_running_stats = bool(track_running_stats)
@@ -166,6 +167,26 @@ class BatchNorm:
     @momentum.setter
     def momentum(self, value: float | None) -> None:
         self._momentum = check_momentum(value, none=True)
+
+    @property
+    def channels_last(self) -> bool:
+        """Whether the channels are the last axis, and not the second."""
+        return self._channels_last
+
+    @channels_last.setter
+    def channels_last(self, value: bool) -> None:
+        self._channels_last = bool(value)
+        self._fast = None
+
+    @property
+    def num_threads(self) -> int | None:
+        """The number of threads of a call; None: what the machine allows."""
+        return self._num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: int | None) -> None:
+        self._num_threads = check_num_threads(value)
+        self._fast = None
 
     @property
     def affine(self) -> bool:
@@ -362,7 +383,8 @@ class BatchNorm:
         Raises
         ------
         ValueError, TypeError
-            Where there is no x, or `dy` or `out` does not fit it. Nothing has been changed then.
+            Where there is no x, or `dy` or `out` does not fit it; a running_var that is negative or
+            NaN; a divisor of zero. Nothing has been changed then.
         """
         frozen = not self.training and self._track_running_stats
         if x is not None:
@@ -381,8 +403,10 @@ class BatchNorm:
             array, stats = self._last
         if stats is None:
             mean, var = self._running()
+            check_variance(var, self.eps, "running_var")
         else:
             mean, var = stats.mean, stats.var
+            check_variance(var, self.eps, "variance of x", batch=True)
         dx, dweight, dbias = batch_norm_backward(
             dy,
             array,

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, as_channel_array, check_axis, check_dtype, to_ndarray
+from ._arrays import (
+    as_array,
+    as_channel_array,
+    check_axis,
+    check_dtype,
+    to_float,
+    to_ndarray,
+)
 from ._dispatch import kernels
 from ._threads import check_num_threads
 from .functional import is_single, scale_shift
@@ -59,6 +66,8 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         axis: int = 1,
         num_threads: int | None = None,
     ) -> None:
+        if hasattr(self, "_values"):
+            raise TypeError("ScaleShift is immutable")
         self._dtype = check_dtype(dtype)
         if axis not in (1, -1):
             raise ValueError(f"axis: expected 1 or -1, got {axis!r}")
@@ -78,7 +87,7 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         self._values.flags.writeable = False
         self._axis = axis
         self._activation = activation
-        self._negative_slope = float(negative_slope)
+        self._negative_slope = to_float(negative_slope, "negative_slope")
         self._num_threads = check_num_threads(num_threads)
         self.prepare(
             self._values,

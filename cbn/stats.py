@@ -90,15 +90,16 @@ class BatchStats:
                 f"BatchStats: cannot merge {self.mean.size} channels with {other.mean.size}"
             )
         count = self.count + other.count
-        apart = (other.mean - self.mean) + (other._low() - self._low())
-        low = self._low() + apart * (other.count / count)
-        mean = self.mean + low
-        return BatchStats(
-            count,
-            mean,
-            self.m2 + other.m2 + apart**2 * (self.count * other.count / count),
-            low - (mean - self.mean),  # Dekker's fast two-sum
-        )
+        with np.errstate(invalid="ignore"):
+            apart = (other.mean - self.mean) + (other._low() - self._low())
+            low = self._low() + apart * (other.count / count)
+            mean = self.mean + low
+            m2 = self.m2 + other.m2 + apart**2 * (self.count * other.count / count)
+            low = low - (mean - self.mean)  # Dekker's fast two-sum
+            # An infinite mean stays one, as it does within an array.
+            finite = np.isfinite(apart)
+            mean = np.where(finite, mean, self.mean + other.mean)
+        return BatchStats(count, mean, np.where(finite, m2, np.nan), np.where(finite, low, 0.0))
 
     def __radd__(self, other: object) -> BatchStats:
         return self if other == 0 and isinstance(other, int) else NotImplemented
