@@ -5,51 +5,58 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.cases import EPS, Case, Data
-
-CHANNELS_AT_ONCE = 8  # bounds the wide temporaries on large arrays
+from benchmarks.channels import by_channel, moments, parts
 
 
 class Reference:
-    """The truth of a case: y = (x - mean) * rstd * weight + bias in float64.
+    """The truth of a case in float64, or for float64 arrays in long double, where it is wider.
 
-    For float64 arrays it is computed in long double, which is wider on most machines. In training
-    mode mean and (biased) variance are those of x, else the running statistics.
+    Forward: ``y = (x - mean) * rstd * weight + bias``, its terms those on both sides of the last
+    sign. Mean and (population) variance are those of x in training mode, else the running ones.
+
+    Backward: ``dx = (dy - mean(dy) - xhat * mean(dy * xhat)) * weight * rstd``, of three terms,
+    with ``xhat = (x - mean) * rstd`` from the mean and rstd that the contenders are given.
     """
 
     def __init__(self, case: Case, data: Data) -> None:
         self._axis = case.channel_axis
         self._wide: type[np.floating] = np.longdouble if case.dtype == "float64" else np.float64
-        self._x = self._by_channel(data.x)
+        self._x = by_channel(data.x, self._axis)
+        self._dy = None
         self._weight = data.weight.astype(self._wide)
         self._bias = data.bias.astype(self._wide)
-        self._mean = data.running_mean.astype(self._wide)
-        var = data.running_var.astype(self._wide)
+        if data.gradient is not None:
+            self._dy = by_channel(data.gradient.dy, self._axis)
+            self._mean = data.gradient.mean.astype(self._wide)
+            self._rstd = data.gradient.rstd.astype(self._wide)
+            return
         if case.training:
-            for part in self._parts():
-                x = self._x[:, part].astype(self._wide)
-                self._mean[part] = x.mean(axis=(0, 2))
-                var[part] = np.square(x - self._mean[part, np.newaxis]).mean(axis=(0, 2))
-        self._scale = self._weight / np.sqrt(var + EPS)
+            self._mean, var = moments(self._x, self._wide)
+        else:
+            self._mean = data.running_mean.astype(self._wide)
+            var = data.running_var.astype(self._wide)
+        self._rstd = 1 / np.sqrt(var + EPS)
 
-    def max_ulp(self, y: np.ndarray) -> float:
-        """Return the largest |y - truth| in ULP of max(|(x - mean) * scale|, |bias|)."""
-        y = self._by_channel(y)
+    def max_ulp(self, result: np.ndarray) -> float:
+        """Return the largest error of y, or dx, in ULP of its largest term."""
+        result = by_channel(result, self._axis)
         worst = 0.0
-        for part in self._parts():
-            column = (part, np.newaxis)
-            term = (self._x[:, part].astype(self._wide) - self._mean[column]) * self._scale[column]
-            error = np.abs(y[:, part] - (term + self._bias[column]))
-            largest = np.maximum(np.abs(term), np.abs(self._bias[column]))
-            ulp = np.spacing(largest.astype(y.dtype)).astype(self._wide)
+        for part in parts(self._x.shape[1]):
+            terms = self._terms(part)
+            error = np.abs(result[:, part].astype(self._wide) - sum(terms))
+            largest = np.maximum.reduce(np.broadcast_arrays(*map(np.abs, terms)))
+            ulp = np.spacing(largest.astype(result.dtype)).astype(self._wide)
             worst = max(worst, float((error / ulp).max()))
         return worst
 
-    def _parts(self) -> list[slice]:
-        channels = self._x.shape[1]
-        return [slice(i, i + CHANNELS_AT_ONCE) for i in range(0, channels, CHANNELS_AT_ONCE)]
-
-    def _by_channel(self, array: np.ndarray) -> np.ndarray:
-        """View the array as (N, C, L), in any layout, without a copy."""
-        if self._axis == 1:
-            return array.reshape(*array.shape[:2], -1)
-        return np.moveaxis(array.reshape(array.shape[0], -1, array.shape[-1]), -1, 1)
+    def _terms(self, part: slice) -> list[np.ndarray]:
+        column = (part, np.newaxis)
+        scale = (self._weight * self._rstd)[column]
+        centred = self._x[:, part].astype(self._wide) - self._mean[column]
+        if self._dy is None:
+            return [centred * scale, self._bias[column]]
+        xhat = centred * self._rstd[column]
+        dy = self._dy[:, part].astype(self._wide)
+        mean_dy = dy.mean(axis=(0, 2), keepdims=True)
+        mean_product = (dy * xhat).mean(axis=(0, 2), keepdims=True)
+        return [dy * scale, -mean_dy * scale, -xhat * mean_product * scale]

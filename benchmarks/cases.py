@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from benchmarks.channels import by_channel, moments
+
 Layout = Literal["first", "last"]
-Mode = Literal["train", "eval", "call"]
+Mode = Literal["train", "eval", "backward", "call"]
+
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+LAYOUTS: tuple[Layout, ...] = ("first", "last")
+MODES: tuple[Mode, ...] = ("train", "eval", "backward", "call")
 
 EPS = float(np.float32(1e-5))  # an ONNX attribute is a float32: the same number for all
 MOMENTUM = 0.1  # PyTorch's convention: the weight of the new value
@@ -25,7 +31,7 @@ DEFAULT_SHAPES: tuple[tuple[int, ...], ...] = (
     (64, 3, 224, 224),
     (2, 64, 16, 56, 56),
 )
-CALL_SHAPES: tuple[tuple[int, ...], ...] = ((1, 64),)
+CALL_SHAPES: tuple[tuple[int, ...], ...] = ((1, 64), (8, 64), (1, 1024), (1, 64, 8, 8))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,26 +53,66 @@ class Case:
         return self.mode == "train"
 
     @property
+    def element(self) -> np.dtype[Any]:
+        """The type of x. NumPy has no bfloat16; ml_dtypes adds one."""
+        if self.dtype == "bfloat16":
+            import ml_dtypes
+
+            return np.dtype(ml_dtypes.bfloat16)
+        return np.dtype(self.dtype)
+
+    @property
+    def parameter_dtype(self) -> str:
+        """The type of the parameters and statistics: float32 beside a 16-bit x."""
+        return "float32" if self.element.itemsize == 2 else self.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Of x."""
+        return math.prod(self.shape) * self.element.itemsize
+
+    @property
     def megabytes(self) -> float:
-        return math.prod(self.shape) * np.dtype(self.dtype).itemsize / 1e6
+        return self.nbytes / 1e6
+
+    @property
+    def least_bytes(self) -> int:
+        """What must at least be moved: x read and y written; backward also reads dy."""
+        return self.nbytes * (3 if self.mode == "backward" else 2)
 
     @property
     def channel_axis(self) -> int:
         return 1 if self.layout == "first" else len(self.shape) - 1
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """The shape, as it is given on the command line."""
         return "x".join(map(str, self.shape))
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} {self.mode}, channels {self.layout}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Gradient:
+    """What a backward pass takes besides x: dy like x, and the statistics of x, of shape (C,)."""
+
+    dy: np.ndarray
+    mean: np.ndarray
+    var: np.ndarray
+    rstd: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The arrays of a case: x in its layout, the others of shape (C,), all of its type."""
+    """The arrays of a case: x in its layout, the others of shape (C,) and parameter_dtype."""
 
     x: np.ndarray
     weight: np.ndarray
     bias: np.ndarray
     running_mean: np.ndarray
     running_var: np.ndarray
+    gradient: Gradient | None = None
 
 
 def parse_shape(text: str) -> tuple[int, ...]:
@@ -83,22 +129,32 @@ def parse_shape(text: str) -> tuple[int, ...]:
 def make_data(case: Case, mean: float = 0.0, deviation: float = 1.0) -> Data:
     """Draw seeded normal values; the running statistics are close to those of x."""
     rng = np.random.default_rng(0)
-    dtype = np.dtype(case.dtype)
     shape = case.shape
     if case.layout == "last":
         shape = (shape[0], *shape[2:], shape[1])
-    x = rng.standard_normal(shape, dtype)
-    x *= deviation
-    x += mean
-    channels = case.channels
 
-    def draw(centre: float, spread: float) -> np.ndarray:
-        return (centre + spread * rng.uniform(-1, 1, channels)).astype(dtype)
+    def values(centre: float, spread: float) -> np.ndarray:
+        array = rng.standard_normal(shape, np.float64 if case.dtype == "float64" else np.float32)
+        array *= spread
+        array += centre
+        return array.astype(case.element, copy=False)
 
+    def parameter(centre: float, spread: float) -> np.ndarray:
+        drawn = centre + spread * rng.uniform(-1, 1, case.channels)
+        return drawn.astype(case.parameter_dtype)
+
+    x = values(mean, deviation)
     return Data(
         x=x,
-        weight=draw(1, 0.5),
-        bias=draw(0, 1),
-        running_mean=draw(mean, 0.1 * deviation),
-        running_var=draw(deviation**2, 0.1 * deviation**2),
+        weight=parameter(1, 0.5),
+        bias=parameter(0, 1),
+        running_mean=parameter(mean, 0.1 * deviation),
+        running_var=parameter(deviation**2, 0.1 * deviation**2),
+        gradient=_gradient(case, x, values(0, 1)) if case.mode == "backward" else None,
     )
+
+
+def _gradient(case: Case, x: np.ndarray, dy: np.ndarray) -> Gradient:
+    mean, var = moments(by_channel(x, case.channel_axis), np.float64)
+    statistics = (mean, var, 1 / np.sqrt(var + EPS))
+    return Gradient(dy, *(array.astype(case.parameter_dtype) for array in statistics))

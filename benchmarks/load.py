@@ -1,10 +1,12 @@
-"""How busy the machine was with other work: a busy neighbour makes a timing worthless."""
+"""How busy the machine was with other work."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
+
+BUSY = 0.05  # a larger share of the cores used by others makes a timing worthless
 
 
 class Neighbours:
@@ -21,6 +23,16 @@ class Neighbours:
         if everyone <= 0:
             return None
         return max(0.0, everyone - own) / (wall * (os.cpu_count() or 1))
+
+
+def remark(share: float | None) -> str:
+    """Say that others were busy, or nothing."""
+    return f" (others used {share:.0%} of the cores)" if is_busy(share) else ""
+
+
+def is_busy(share: float | None) -> bool:
+    """Whether others used too much for a timing to be trusted."""
+    return share is not None and share > BUSY
 
 
 def _clocks() -> tuple[float, float, float]:

@@ -1,57 +1,21 @@
-"""Results as text and as plain values for JSON."""
+"""Results as text."""
 
 from __future__ import annotations
 
-import dataclasses
-import statistics
 from collections.abc import Sequence
-from typing import Any
 
-from benchmarks.cases import Case
-from benchmarks.measure import Timing
-
-OURS, COPY = "cbn", "copy"
-BUSY = 0.05  # a larger share of the cores used by others is worth a warning
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The timings and errors of a case, by contender; the copy has no error."""
-
-    case: Case
-    timings: dict[str, Timing]
-    max_ulp: dict[str, float]
-    neighbours: float | None  # share of the cores that other processes used meanwhile
-
-    def ratio(self, name: str, base: str) -> float:
-        """Return how many times as long ``name`` takes as ``base``."""
-        return self.timings[name].median / self.timings[base].median
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **dataclasses.asdict(self.case),
-            "megabytes": self.case.megabytes,
-            "neighbours": self.neighbours,
-            "contenders": {
-                name: {
-                    "microseconds": dataclasses.asdict(timing),
-                    "over_copy": self.ratio(name, COPY),
-                    "over_cbn": self.ratio(name, OURS),
-                    "max_ulp": self.max_ulp.get(name),
-                }
-                for name, timing in self.timings.items()
-            },
-        }
-
+from benchmarks.load import is_busy
+from benchmarks.results import COPY, Result, contenders, summarize
 
 HEADER = ("shape", "contender", "µs", "quartiles", "x copy", "x cbn", "max ULP")
+SUMMARY = ("times over cbn's", "shapes", "geometric mean", "least", "at", "most", "at")
 
 
 def format_results(results: Sequence[Result]) -> str:
     """Lay out one block a case, one line a contender."""
     lines: list[Sequence[str]] = [HEADER]
     for result in results:
-        shape = f"{result.case} ({result.case.megabytes:.3g} MB)"
+        shape = f"{result.case.name} ({result.case.megabytes:.3g} MB)"
         for name, timing in result.timings.items():
             ulp = result.max_ulp.get(name)
             lines.append(
@@ -61,45 +25,64 @@ def format_results(results: Sequence[Result]) -> str:
                     number(timing.median),
                     f"{number(timing.low)}-{number(timing.high)}",
                     f"{result.ratio(name, COPY):.2f}",
-                    f"{result.ratio(name, OURS):.2f}",
+                    f"{result.ratio(name):.2f}",
                     "" if ulp is None else f"{ulp:.3g}",
                 )
             )
             shape = ""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text: list[str] = []
-    for line in lines:
+    for line, row in zip(lines, align(lines, left=(0, 1)), strict=True):
         if line[0] and text:
             text.append("")
-        names = [line[i].ljust(widths[i]) for i in (0, 1)]
-        numbers = [line[i].rjust(widths[i]) for i in range(2, len(HEADER))]
-        text.append("  ".join([*names, *numbers]).rstrip())
+        text.append(row)
     return "\n".join(text)
 
 
-def format_summary(results: Sequence[Result]) -> str:
-    """State each contender's time over cbn's: geometric mean and range over the cases."""
-    ratios: dict[str, list[float]] = {}
+def format_grid(results: Sequence[Result]) -> str:
+    """Lay out one line a shape, one column a contender: medians in microseconds."""
+    names = contenders(results)
+    lines: list[Sequence[str]] = [("shape, µs", *names)]
     for result in results:
-        for name in result.timings:
-            if name != OURS:
-                ratios.setdefault(name, []).append(result.ratio(name, OURS))
-    width = max(map(len, ratios))
-    return "\n".join(
-        f"{name.ljust(width)}  takes {statistics.geometric_mean(values):.2f} times as long as cbn "
-        f"(geometric mean of {len(values)}; {min(values):.2f} to {max(values):.2f})"
-        for name, values in ratios.items()
-    )
+        medians = [
+            number(result.timings[name].median) if name in result.timings else "" for name in names
+        ]
+        lines.append((result.case.name, *medians))
+    return "\n".join(align(lines, left=(0,)))
+
+
+def format_summary(results: Sequence[Result]) -> str:
+    """State each contender's time over cbn's, and cbn's over the copy's."""
+    lines: list[Sequence[str]] = [SUMMARY]
+    for name, spread in summarize(results).items():
+        ends = ((spread.least, spread.least_at), (spread.most, spread.most_at))
+        both = [text for ratio, shape in ends for text in (f"{ratio:.2f}", shape)]
+        lines.append((name, str(spread.cases), f"{spread.geometric_mean:.2f}", *both))
+    return "\n".join(align(lines, left=(0, 4, 6)))
 
 
 def format_warnings(results: Sequence[Result]) -> str:
     """Name the cases that were measured while other processes kept the machine busy."""
-    return "\n".join(
-        f"warning: other processes used {result.neighbours:.0%} of the cores during {result.case}: "
-        "its times are not to be trusted"
-        for result in results
-        if result.neighbours is not None and result.neighbours > BUSY
+    busy = [result for result in results if is_busy(result.neighbours)]
+    if not busy:
+        return ""
+    worst = max(result.neighbours or 0 for result in busy)
+    names = ", ".join(dict.fromkeys(result.case.name for result in busy))
+    return (
+        f"warning: not to be trusted, since other processes used up to {worst:.0%} of the cores: "
+        f"{len(busy)} of {len(results)} cases ({names})"
     )
+
+
+def align(lines: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
+    """Pad columns to one width, those in ``left`` to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
 
 
 def number(value: float) -> str:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from benchmarks.peers.base import Contender
-from benchmarks.peers.cbn_layers import Cbn, CbnLayer
-from benchmarks.peers.onnx_runtime import OnnxRuntime
+from benchmarks.peers.base import Contender, Unsupported
+from benchmarks.peers.cbn_layers import Cbn, CbnFresh, CbnLayer, CbnLayerFresh
+from benchmarks.peers.onednn import OneDnnFirst, OneDnnLast
+from benchmarks.peers.onnx_runtime import OnnxRuntime, OnnxRuntimeRun
 from benchmarks.peers.plain_copy import Copy
 from benchmarks.peers.plain_numpy import NumPy
 from benchmarks.peers.pytorch import Torch, TorchOut
+from benchmarks.peers.pytorch_mkldnn import TorchMkldnn
 
-__all__ = ["CONTENDERS", "Contender"]
+__all__ = ["CONTENDERS", "FAMILIES", "Contender", "Unsupported"]
 
 CONTENDERS: tuple[type[Contender], ...] = (
     Copy,
     Cbn,
+    CbnFresh,
     CbnLayer,
+    CbnLayerFresh,
     Torch,
     TorchOut,
+    TorchMkldnn,
+    OneDnnFirst,
+    OneDnnLast,
     OnnxRuntime,
+    OnnxRuntimeRun,
     NumPy,
 )
+FAMILIES = {kind.name: kind.family for kind in CONTENDERS}

@@ -1,33 +1,65 @@
-"""cbn: its layers and its fused scale and shift."""
+"""cbn: its layers, its fused scale and shift, and its gradient."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
 
 class Cbn(Contender):
     name = "cbn"
-    legend = "the layer with out= in train and eval, the fused ScaleShift with out= in call"
+    family = "cbn"
+    legend = (
+        "with out=, into a buffer in use: the layer in train and eval, the fused ScaleShift in "
+        "call, batch_norm_backward in backward"
+    )
     needs = "cbn"
+    modes = frozenset({"train", "eval", "backward", "call"})
+    layer: ClassVar[bool] = False  # whether it is the layer in call too
+    fresh: ClassVar[bool] = False  # whether each call makes its output
 
-    def prepare(self) -> Callable[[], object]:
-        self._out = np.zeros_like(self.data.x)
-        function = self._function()
-        return functools.partial(function, self.data.x, out=self._out)
+    def prepare(self) -> Statement:
+        self._call = self._statement(np.zeros_like(self.data.x))
+        return self._call
 
     def output(self) -> np.ndarray:
-        return self._out
+        result = self._call()
+        return result[0] if self.case.mode == "backward" else result
 
-    def _function(self) -> Callable[..., Any]:
-        layer = self._layer()
-        return layer.fuse() if self.case.mode == "call" else layer
+    def _statement(self, out: np.ndarray) -> Statement:
+        import cbn
+
+        data = self.data
+        ending = ")" if self.fresh else ", out=out)"
+        if data.gradient is not None:
+            return Statement(
+                "f(dy, x, weight, mean, rstd, axis=axis, num_threads=num_threads" + ending,
+                f=cbn.batch_norm_backward,
+                dy=data.gradient.dy,
+                x=data.x,
+                weight=data.weight,
+                mean=data.gradient.mean,
+                rstd=data.gradient.rstd,
+                axis=self.case.channel_axis,
+                num_threads=self._num_threads(),
+                out=out,
+            )
+        function = self._layer()
+        if self.case.mode == "call" and not self.layer:
+            function = function.fuse(dtype=self.case.element)
+        return Statement("f(x" + ending, f=function, x=data.x, out=out)
+
+    def _num_threads(self) -> int | None:
+        """None, as users leave it, if that means the number asked for."""
+        import cbn
+
+        threads = self.case.threads
+        return None if cbn.build_info()["threads"] == threads else threads
 
     def _layer(self) -> Any:
         import cbn
@@ -39,9 +71,9 @@ class Cbn(Contender):
             case.channels,
             eps=EPS,
             momentum=MOMENTUM,
-            dtype=case.dtype,
+            dtype=case.parameter_dtype,
             channels_last=case.layout == "last" and rank > 2,
-            num_threads=case.threads,
+            num_threads=self._num_threads(),
         )
         layer.load_state_dict(
             {
@@ -55,10 +87,20 @@ class Cbn(Contender):
         return layer.train() if case.training else layer.eval()
 
 
+class CbnFresh(Cbn):
+    name = "cbn new"
+    legend = "the same without out=: a fresh output each call"
+    fresh = True
+
+
 class CbnLayer(Cbn):
     name = "cbn layer"
     legend = "the layer in eval mode, with out="
     modes = frozenset({"call"})
+    layer = True
 
-    def _function(self) -> Callable[..., Any]:
-        return self._layer()
+
+class CbnLayerFresh(CbnLayer):
+    name = "cbn layer new"
+    legend = "the layer in eval mode, a fresh output each call"
+    fresh = True

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Callable
 
 import numpy as np
 
 from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
 
 class OnnxRuntime(Contender):
     name = "onnxruntime"
+    family = "onnxruntime"
     legend = (
         "a one-node model on the CPU provider, input and output bound (channels last: as (M, C))"
     )
     needs = "onnxruntime"
+    dtypes = frozenset({"float32", "float64"})  # what the CPU provider has kernels for
 
     @classmethod
     def installed(cls) -> bool:
         return super().installed() and importlib.util.find_spec("onnx") is not None
 
-    def prepare(self) -> Callable[[], object]:
+    def prepare(self) -> Statement:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -32,18 +33,23 @@ class OnnxRuntime(Contender):
         if self.case.layout == "last":
             x = x.reshape(-1, x.shape[-1])
         self._out = np.zeros_like(x)
+        self._x = x
         self._session = onnxruntime.InferenceSession(
             self._model(x), options, providers=["CPUExecutionProvider"]
         )
-        binding = self._session.io_binding()
-        value = onnxruntime.OrtValue.ortvalue_from_numpy
-        binding.bind_ortvalue_input("x", value(x))
-        binding.bind_ortvalue_output("y", value(self._out))
-        self._keep = x
-        return functools.partial(self._session.run_with_iobinding, binding)
+        return self._statement()
 
     def output(self) -> np.ndarray:
         return self._out.reshape(self.data.x.shape)
+
+    def _statement(self) -> Statement:
+        import onnxruntime
+
+        binding = self._session.io_binding()
+        value = onnxruntime.OrtValue.ortvalue_from_numpy
+        binding.bind_ortvalue_input("x", value(self._x))
+        binding.bind_ortvalue_output("y", value(self._out))
+        return Statement("f(binding)", f=self._session.run_with_iobinding, binding=binding)
 
     def _model(self, x: np.ndarray) -> bytes:
         from onnx import checker, helper, numpy_helper
@@ -75,3 +81,16 @@ class OnnxRuntime(Contender):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 15)], ir_version=8)
         checker.check_model(model)
         return model.SerializeToString()
+
+
+class OnnxRuntimeRun(OnnxRuntime):
+    name = "onnxruntime run"
+    legend = "the same by session.run, which makes its output"
+    modes = frozenset({"call"})
+
+    def output(self) -> np.ndarray:
+        return self._call()[0].reshape(self.data.x.shape)
+
+    def _statement(self) -> Statement:
+        self._call = Statement('f(None, {"x": x})', f=self._session.run, x=self._x)
+        return self._call

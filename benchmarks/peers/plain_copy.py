@@ -3,70 +3,60 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import subprocess
-import tempfile
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
+from benchmarks.peers.compiled import compile_c
 
 SMALL = 64 * 1024  # bytes; below, a call through ctypes would cost more than the copy
 
 
 class Copy(Contender):
     name = "copy"
+    family = "copy"
     legend = "memcpy of x into a buffer in use, split over the threads (under 64 KB: np.copyto)"
+    modes = frozenset({"train", "eval", "backward", "call"})
     computes = False
 
-    def prepare(self) -> Callable[[], object]:
-        self._out = np.empty_like(self.data.x)
+    def prepare(self) -> Statement:
+        x = self.data.x
+        self._out = np.empty_like(x)
         self._out.fill(0)  # the pages exist before the clock runs
-        if self.data.x.nbytes < SMALL:
-            return functools.partial(np.copyto, self._out, self.data.x)
+        if x.nbytes < SMALL:
+            return Statement("f(y, x)", f=np.copyto, y=self._out, x=x)
         library = compiled_copy()
         if library is None:
             return self._python_threads()
-        to, source = self._out.ctypes.data, self.data.x.ctypes.data
-        count = ctypes.c_size_t(self.data.x.nbytes)
-        return functools.partial(
-            library.parallel_copy,
-            ctypes.c_void_p(to),
-            ctypes.c_void_p(source),
-            count,
-            ctypes.c_int(self.case.threads),
+        return Statement(
+            "f(y, x, nbytes, threads)",
+            f=library.parallel_copy,
+            y=ctypes.c_void_p(self._out.ctypes.data),
+            x=ctypes.c_void_p(x.ctypes.data),
+            nbytes=ctypes.c_size_t(x.nbytes),
+            threads=ctypes.c_int(self.case.threads),
         )
 
     def output(self) -> np.ndarray:
         return self._out
 
-    def _python_threads(self) -> Callable[[], object]:
+    def _python_threads(self) -> Statement:
         """Without a C compiler: np.copyto, which releases the interpreter lock, in threads."""
-        if self.case.threads == 1:
-            return functools.partial(np.copyto, self._out, self.data.x)
-        parts = list(
-            zip(
-                np.array_split(self._out.reshape(-1), self.case.threads),
-                np.array_split(self.data.x.reshape(-1), self.case.threads),
-                strict=True,
-            )
+        threads = self.case.threads
+        sources = np.array_split(self.data.x.reshape(-1), threads)
+        targets = np.array_split(self._out.reshape(-1), threads)
+        pairs = list(zip(targets, sources, strict=True))
+        return Statement(
+            "wait([submit(copy, *pair) for pair in pairs])",
+            wait=wait,
+            submit=ThreadPoolExecutor(threads).submit,
+            copy=np.copyto,
+            pairs=pairs,
         )
-        pool = ThreadPoolExecutor(self.case.threads)
-        return lambda: wait([pool.submit(np.copyto, *part) for part in parts])
 
 
-@functools.cache
 def compiled_copy() -> ctypes.CDLL | None:
-    """Compile copy.c with OpenMP; None where there is no such compiler."""
-    with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "copy.so")
-        source = Path(__file__).with_name("copy.c")
-        command = ["cc", "-O2", "-fopenmp", "-shared", "-fPIC", str(source), "-o", str(library)]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return ctypes.CDLL(str(library))
+    """Return copy.c as a library; None where there is no C compiler with OpenMP."""
+    return compile_c("copy.c")
