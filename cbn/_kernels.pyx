@@ -59,6 +59,11 @@ cdef extern from "_lanes.h" nogil:
     void moments_step "cbn_moments"(const void *x, double shift, Lanes *total, Lanes *square)
     void moments_part "cbn_moments_part"(
         const void *x, int n, double shift, Lanes *total, Lanes *square)
+    void plain_products_step "cbn_plain_products"(
+        const void *dy, const void *x, Lanes *total, Lanes *product)
+    void columns_plain_step "cbn_columns_plain"(
+        const void *dy, Py_ssize_t dy_stride, const void *x, Py_ssize_t stride, int rows,
+        double *total, double *product)
     void products_step "cbn_products"(
         const void *dy, const void *x, double mean, Lanes *total, Lanes *product)
     void products_part "cbn_products_part"(

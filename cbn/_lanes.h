@@ -286,25 +286,22 @@ CBN_INLINE void cbn_add_moments(cbn_f64x16 x, cbn_f64x16 shift, cbn_f64x16 *tota
     }
 }
 
-/* Lane by lane: total += x, square += x^2. The square of a float is exact in double, so that there
- * an FMA gives the bits of the product and the sum. */
-CBN_INLINE void cbn_add_squares(cbn_f64x16 x, int exact, cbn_f64x16 *total, cbn_f64x16 *square) {
+/* sum + a * b. The product of two floats is `exact` in double, so that an FMA gives the same bits. */
+CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int exact) {
+#if defined(__AVX512F__)
+    if (exact) return (cbn_vf64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
+#elif defined(__FMA__)
+    if (exact) return (cbn_vf64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
+#endif
+    return sum + a * b;
+}
+
+/* Lane by lane: total += x, product += x * y. */
+CBN_INLINE void cbn_add_plain(cbn_f64x16 x, cbn_f64x16 y, int exact, cbn_f64x16 *total,
+                              cbn_f64x16 *product) {
     CBN_EACH(k, CBN_N64) {
         total->v[k] += x.v[k];
-#if defined(__AVX512F__)
-        if (exact) {
-            square->v[k] = (cbn_vf64)_mm512_fmadd_pd(
-                (__m512d)x.v[k], (__m512d)x.v[k], (__m512d)square->v[k]);
-            continue;
-        }
-#elif defined(__FMA__)
-        if (exact) {
-            square->v[k] = (cbn_vf64)_mm256_fmadd_pd(
-                (__m256d)x.v[k], (__m256d)x.v[k], (__m256d)square->v[k]);
-            continue;
-        }
-#endif
-        square->v[k] += x.v[k] * x.v[k];
+        product->v[k] = cbn_add_product(product->v[k], x.v[k], y.v[k], exact);
     }
 }
 
@@ -422,10 +419,11 @@ CBN_DEFINE_PART(f32)
  *
  * squares        16 values of one channel into its sums of x and x^2; _part: n < 16 of them
  * moments        the same for x - shift; _part
- * products       16 values of dy and x of one channel into the sums of the gradient; _part
+ * products       16 values of dy and x of one channel into its sums of dy and dy * (x - mean); _part
+ * plain_products the same for dy * x
  * columns        16 channels, `rows` values of each, into their sums of x - shift and its square;
  *                _squares: without a shift
- * columns_products  16 channels, one value of dy and x each, into their sums of the gradient
+ * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
  *                operation; _channels: the same for 16 channels, m, a, b, w being WORK arrays
  * narrow         one double into element `at` of a WORK array
@@ -437,15 +435,21 @@ CBN_DEFINE_PART(f32)
         cbn_add_moments(cbn_widen_##T(x), cbn_fill(shift), total, square);                         \
     }                                                                                              \
     CBN_INLINE void cbn_squares_##T(const cbn_##T *x, cbn_f64x16 *total, cbn_f64x16 *square) {     \
-        cbn_add_squares(cbn_widen_##T(x), sizeof(cbn_##T) < 8, total, square);                     \
+        cbn_f64x16 wide = cbn_widen_##T(x);                                                        \
+        cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, total, square);                             \
     }                                                                                              \
     CBN_INLINE void cbn_squares_part_##T(const cbn_##T *x, int n, cbn_f64x16 *total,               \
                                          cbn_f64x16 *square) {                                     \
-        cbn_add_squares(cbn_widen_part_##T(x, n, 0), sizeof(cbn_##T) < 8, total, square);          \
+        cbn_f64x16 wide = cbn_widen_part_##T(x, n, 0);                                             \
+        cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, total, square);                             \
     }                                                                                              \
     CBN_INLINE void cbn_moments_part_##T(const cbn_##T *x, int n, double shift, cbn_f64x16 *total, \
                                          cbn_f64x16 *square) {                                     \
         cbn_add_moments(cbn_widen_part_##T(x, n, shift), cbn_fill(shift), total, square);          \
+    }                                                                                              \
+    CBN_INLINE void cbn_plain_products_##T(const cbn_##T *dy, const cbn_##T *x, cbn_f64x16 *total, \
+                                           cbn_f64x16 *product) {                                  \
+        cbn_add_plain(cbn_widen_##T(dy), cbn_widen_##T(x), sizeof(cbn_##T) < 8, total, product);   \
     }                                                                                              \
     CBN_INLINE void cbn_products_##T(const cbn_##T *dy, const cbn_##T *x, double mean,             \
                                      cbn_f64x16 *total, cbn_f64x16 *product) {                     \
@@ -467,8 +471,10 @@ CBN_DEFINE_PART(f32)
     CBN_INLINE void cbn_columns_squares_##T(const cbn_##T *x, Py_ssize_t stride, int rows,         \
                                             double *total, double *square) {                       \
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(square);                              \
-        for (int row = 0; row < rows; row++)                                                       \
-            cbn_add_squares(cbn_widen_##T(x + row * stride), sizeof(cbn_##T) < 8, &t, &s);         \
+        for (int row = 0; row < rows; row++) {                                                     \
+            cbn_f64x16 wide = cbn_widen_##T(x + row * stride);                                     \
+            cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, &t, &s);                                \
+        }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(square, s);                                                                  \
     }                                                                                              \
@@ -479,6 +485,16 @@ CBN_DEFINE_PART(f32)
         for (int row = 0; row < rows; row++)                                                       \
             cbn_add_products(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride), \
                              m, &t, &s);                                                           \
+        cbn_store_f64(total, t);                                                                   \
+        cbn_store_f64(product, s);                                                                 \
+    }                                                                                              \
+    CBN_INLINE void cbn_columns_plain_##T(const cbn_##T *dy, Py_ssize_t dy_stride,                 \
+                                          const cbn_##T *x, Py_ssize_t stride, int rows,           \
+                                          double *total, double *product) {                        \
+        cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(product);                             \
+        for (int row = 0; row < rows; row++)                                                       \
+            cbn_add_plain(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride),    \
+                          sizeof(cbn_##T) < 8, &t, &s);                                            \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(product, s);                                                                 \
     }                                                                                              \
@@ -535,6 +551,8 @@ CBN_DEFINE(bf16, f32, CBN_N32)
 #define cbn_columns_squares(p, ...) CBN_PICK(cbn_columns_squares, p)(p, __VA_ARGS__)
 #define cbn_moments(p, ...) CBN_PICK(cbn_moments, p)(p, __VA_ARGS__)
 #define cbn_moments_part(p, ...) CBN_PICK(cbn_moments_part, p)(p, __VA_ARGS__)
+#define cbn_plain_products(p, ...) CBN_PICK(cbn_plain_products, p)(p, __VA_ARGS__)
+#define cbn_columns_plain(p, ...) CBN_PICK(cbn_columns_plain, p)(p, __VA_ARGS__)
 #define cbn_products(p, ...) CBN_PICK(cbn_products, p)(p, __VA_ARGS__)
 #define cbn_products_part(p, ...) CBN_PICK(cbn_products_part, p)(p, __VA_ARGS__)
 #define cbn_columns(p, ...) CBN_PICK(cbn_columns, p)(p, __VA_ARGS__)

@@ -6,7 +6,8 @@ cdef enum:
     GROUP = 32            # most channels that a task of short runs takes together
     RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
     ROW_BLOCK = 512       # rows between two merges, channels last
-    ROWS_AT_ONCE = 4
+    ROWS_AT_ONCE = 16     # most rows that are read together,
+    ROWS_VALUES = 1 << 12   # and the values in them
     COLUMNS = 1024        # most channels that a task of rows takes together
 
 
@@ -117,10 +118,24 @@ cdef inline void run_moments(
         moments_part(x + i, <int>(n - i), shift, total, square)
 
 
+cdef inline bint needs_shift(const real *like, double mean, double rstd) noexcept nogil:
+    """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not. In double
+    each product is rounded, and any mean shows."""
+    if real is double:
+        return True
+    else:
+        return not (mean * rstd) * (mean * rstd) <= CANCELLING
+
+
 cdef inline void run_products(
     const real *dy, const real *x, Py_ssize_t n, double mean, Lanes *total, Lanes *product
 ) noexcept nogil:
+    """The sums of dy and dy * (x - mean); a mean of 0 is not subtracted."""
     cdef Py_ssize_t i = 0
+    if mean == 0:
+        while i + LANES <= n:
+            plain_products_step(dy + i, x + i, total, product)
+            i += LANES
     while i + LANES <= n:
         products_step(dy + i, x + i, mean, total, product)
         i += LANES
@@ -226,12 +241,14 @@ cdef void group_moments(
 
 cdef void group_products(
     const real *dy, const First *dy_shape, const real *x, const First *shape, const double *mean,
-    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, Sums *out
+    const double *rstd, Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block,
+    Sums *out
 ) noexcept nogil:
     """Sums of the gradient for up to GROUP neighbouring channels over some of their blocks."""
     cdef Lanes totals[GROUP]
     cdef Lanes products[GROUP]
     cdef Lanes total, product
+    cdef double[GROUP] shift
     cdef Block block
     cdef Sums sums
     cdef Py_ssize_t index, run, last, r, c, n
@@ -239,6 +256,7 @@ cdef void group_products(
     cdef const real *dy_at
     for c in range(channels):
         out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
+        shift[c] = mean[c] if needs_shift(x, mean[c], rstd[c]) else 0
     for index in range(first_block, last_block):
         block = block_at(shape, index)
         n = block.stop - block.start
@@ -253,12 +271,13 @@ cdef void group_products(
                 total, product = totals[c], products[c]
                 for r in range(run, last):
                     run_products(dy_at + r * dy_shape.run_stride, at + r * shape.run_stride, n,
-                                 mean[c], &total, &product)
+                                 shift[c], &total, &product)
                 totals[c], products[c] = total, product
             run = last
         for c in range(channels):
             sums.count, sums.low = <double>((block.last - block.first) * n), 0
-            sums.mean, sums.m2 = lanes_total(&totals[c]), lanes_total(&products[c])
+            sums.mean = lanes_total(&totals[c])
+            sums.m2 = lanes_total(&products[c]) - (mean[c] - shift[c]) * sums.mean
             add(&out[c], &sums)
 
 
@@ -271,8 +290,9 @@ cdef inline Py_ssize_t row_at(const Last *shape, Py_ssize_t row) noexcept nogil:
 cdef inline Py_ssize_t rows_at_once(
     const Last *shape, Py_ssize_t row, Py_ssize_t last
 ) noexcept nogil:
-    """Rows from `row` on that are one stride apart, ROWS_AT_ONCE at most."""
-    return min(<Py_ssize_t>ROWS_AT_ONCE, last - row, shape.inner - row % shape.inner)
+    """Rows from `row` on that are one stride apart. Their number does not show in the sums."""
+    cdef Py_ssize_t most = min(<Py_ssize_t>ROWS_AT_ONCE, ROWS_VALUES // shape.channels)
+    return min(max(most, <Py_ssize_t>4), last - row, shape.inner - row % shape.inner)
 
 
 cdef inline void rows_moments(
@@ -291,10 +311,6 @@ cdef inline void rows_moments(
         if shift != NULL:
             while c < whole:
                 columns_step(at + c, stride, <int>rows, shift + c, total + c, square + c)
-                c += LANES
-        elif rows == ROWS_AT_ONCE:
-            while c < whole:
-                columns_squares_step(at + c, stride, ROWS_AT_ONCE, total + c, square + c)
                 c += LANES
         else:
             while c < whole:
@@ -350,16 +366,19 @@ cdef void columns_moments(
 
 cdef void columns_products(
     const real *dy, const Last *dy_shape, const real *x, const Last *shape, const double *mean,
-    Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
+    const double *rstd, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
 ) noexcept nogil:
     """Sums of the gradient for up to COLUMNS neighbouring channels over some of the rows."""
     cdef double[COLUMNS] total
     cdef double[COLUMNS] product
     cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows
     cdef double slope
+    cdef bint shifted = False
     cdef const real *at
     cdef const real *dy_at
     for c in range(columns):
+        # all of them: they share lines
+        shifted = shifted or needs_shift(x, mean[c], rstd[c])
         total[c] = product[c] = 0
         out[c].count, out[c].low = <double>(last_row - row), 0
     while row < last_row:
@@ -367,6 +386,11 @@ cdef void columns_products(
         dy_at = dy + row_at(dy_shape, row)
         rows = min(rows_at_once(shape, row, last_row), rows_at_once(dy_shape, row, last_row))
         c = 0
+        if not shifted:
+            while c < whole:
+                columns_plain_step(dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride,
+                                   <int>rows, &total[c], &product[c])
+                c += LANES
         while c < whole:
             columns_products_step(dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride,
                                   <int>rows, mean + c, &total[c], &product[c])
@@ -376,7 +400,8 @@ cdef void columns_products(
                 slope = value_of(dy_at + k * dy_shape.inner_stride + c)
                 total[c] += slope
                 product[c] += slope * (
-                    value_of(at + k * shape.inner_stride + c) - mean[c])
+                    value_of(at + k * shape.inner_stride + c) - (mean[c] if shifted else 0))
         row += rows
     for c in range(columns):
-        out[c].mean, out[c].m2 = total[c], product[c]
+        out[c].mean = total[c]
+        out[c].m2 = product[c] if shifted else product[c] - mean[c] * total[c]
