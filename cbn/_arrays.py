@@ -6,6 +6,7 @@ and "last", (A, B, C) with contiguous rows of C.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ __all__ = [
     "check_dtype",
     "check_eps",
     "check_momentum",
+    "overlap",
     "reject_channels",
     "single",
     "to_float",
@@ -36,7 +38,7 @@ class Arranged(NamedTuple):
     layout: str
     inputs: list[np.ndarray]
     out: np.ndarray
-    result: np.ndarray  # `out` as the caller sees it
+    result: np.ndarray  # `out` as it was given, or a new array
 
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -53,8 +55,12 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
 
 def to_ndarray(value: Any, name: str) -> np.ndarray:
     """A NumPy view of what has ``__dlpack__``, ``__array__`` or the buffer protocol."""
-    if isinstance(value, np.ndarray):
+    if type(value) is np.ndarray:
         return value
+    if isinstance(value, np.ndarray):
+        if hasattr(value, "mask"):
+            raise TypeError(f"{name}: a masked array is not accepted; fill or drop what is masked")
+        return np.asarray(value)  # a memory map, say
     if hasattr(value, "__dlpack__"):
         try:
             return np.from_dlpack(value)
@@ -85,7 +91,9 @@ def as_channel_array(value: Any, channels: int, name: str, *, writable: bool = F
     """A NumPy view of a one-dimensional float array with one value a channel."""
     array = to_ndarray(value, name)
     if element_of(array.dtype) is None and not (array.dtype.kind == "f" and array.dtype.isnative):
-        raise TypeError(f"{name}: expected a floating-point array, got {array.dtype}")
+        raise TypeError(
+            f"{name}: expected a floating-point array in native byte order, got {array.dtype}"
+        )
     if array.shape != (channels,):
         raise ValueError(f"{name}: expected shape ({channels},), got {array.shape}")
     if writable and not array.flags.writeable:
@@ -114,9 +122,14 @@ def check_momentum(momentum: float | None, *, none: bool = False) -> float | Non
 
 def to_float(value: Any, name: str, accepted: str = "a number") -> float:
     """Return `value` as a float, or raise TypeError; a string is no number."""
+    if isinstance(value, float):
+        return value
     if isinstance(value, str) or not hasattr(value, "__float__"):
         raise TypeError(f"{name}: expected {accepted}, got {type(value).__name__}")
-    return float(value)
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: expected {accepted}, got {value!r}: {error}") from None
 
 
 def check_axis(axis: int, ndim: int) -> int:
@@ -159,16 +172,23 @@ def _contiguous_inside(x: np.ndarray | None) -> np.ndarray | None:
     return x if x.flags.aligned else None
 
 
+def _channels_to_end(x: np.ndarray, axis: int) -> np.ndarray:
+    axes = [*range(axis), *range(axis + 1, x.ndim), axis]
+    return x.transpose(axes)
+
+
 def view(x: np.ndarray, axis: int, layout: str) -> np.ndarray | None:
     """x in the kernels' three dimensions without a copy, or None where that cannot be."""
     shape = x.shape
+    channels, before = shape[axis], math.prod(shape[:axis])
+    length = x.size // (before * channels)
+    flags = x.flags
+    if flags.c_contiguous and flags.aligned and (layout == "first" or length == 1):  # most of them
+        return x.reshape((before, channels, length) if layout == "first" else (1, -1, channels))
     if layout == "first":
-        channels = shape[axis]
-        before = int(np.prod(shape[:axis]))
-        return _contiguous_inside(_reshape(x, (before, channels, x.size // (before * channels))))
-    moved = np.moveaxis(x, axis, -1)
-    channels = moved.shape[-1]
-    rows = _reshape(moved, (1, x.size // channels, channels))
+        return _contiguous_inside(_reshape(x, (before, channels, length)))
+    moved = _channels_to_end(x, axis)
+    rows = _reshape(moved, (1, before * length, channels))
     if rows is None:
         rows = _reshape(moved, (moved.shape[0], -1, channels))
     return _contiguous_inside(rows)
@@ -176,8 +196,8 @@ def view(x: np.ndarray, axis: int, layout: str) -> np.ndarray | None:
 
 def _layouts(x: np.ndarray, axis: int) -> tuple[str, str]:
     """The layouts in the order in which to try them: (N, C) and its like are rows."""
-    channels, before = x.shape[axis], int(np.prod(x.shape[:axis]))
-    return ("last", "first") if before * channels == x.size else ("first", "last")
+    rows = math.prod(x.shape[axis + 1 :]) == 1
+    return ("last", "first") if rows else ("first", "last")
 
 
 def _shares_memory_with_itself(array: np.ndarray) -> bool:
@@ -191,24 +211,38 @@ def _shares_memory_with_itself(array: np.ndarray) -> bool:
     return False
 
 
+def overlap(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays share a byte, or it would be too hard to say."""
+    if not np.may_share_memory(a, b):  # bounds alone
+        return False
+    try:
+        return np.shares_memory(a, b, max_work=10_000)  # type: ignore[arg-type]  # any int
+    except np.exceptions.TooHardError:
+        return True
+
+
+def _is_same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (a.ctypes.data == b.ctypes.data and a.strides == b.strides)
+
+
 def _check_out(out: Any, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
     array = as_array(out, "out")
     x = next(iter(inputs.values()))
+    flags = array.flags
     if array.shape != x.shape:
         raise ValueError(f"out: expected shape {x.shape}, got {array.shape}")
     if array.dtype != x.dtype:
         raise TypeError(f"out: expected {x.dtype}, like x, got {array.dtype}")
-    if not array.flags.writeable:
+    if not flags.writeable:
         raise ValueError("out: expected a writable array, got a read-only one")
     for name, other in inputs.items():
-        same = array.ctypes.data == other.ctypes.data and array.strides == other.strides
-        if not same and np.may_share_memory(array, other):
+        if array is not other and overlap(array, other) and not _is_same(array, other):
             raise ValueError(
                 f"out: overlaps {name}; expected {name} itself or memory apart from it"
             )
-    if not array.flags.aligned:
+    if not flags.aligned:
         raise ValueError(f"out: expected memory aligned to its dtype, {array.dtype}")
-    if _shares_memory_with_itself(array):
+    if not flags.c_contiguous and _shares_memory_with_itself(array):
         raise ValueError(f"out: its values share memory (strides {array.strides})")
     return array
 
@@ -217,9 +251,8 @@ def _copied(x: np.ndarray, axis: int, layout: str) -> np.ndarray:
     """A copy of x in the kernels' three dimensions, aligned and in C order."""
     channels = x.shape[axis]
     if layout == "last":
-        return np.array(np.moveaxis(x, axis, -1), order="C").reshape(1, -1, channels)
-    before = int(np.prod(x.shape[:axis]))
-    return np.array(x, order="C").reshape(before, channels, -1)
+        return np.array(_channels_to_end(x, axis), order="C").reshape(1, -1, channels)
+    return np.array(x, order="C").reshape(math.prod(x.shape[:axis]), channels, -1)
 
 
 def single(x: np.ndarray, axis: int) -> tuple[str, np.ndarray]:
@@ -252,25 +285,25 @@ def arrange(inputs: Mapping[str, np.ndarray], out: Any, axis: int) -> Arranged:
     """
     arrays = list(inputs.values())
     x = arrays[0]
-    if out is not None:
-        out = _check_out(out, inputs)
+    y = None if out is None else _check_out(out, inputs)
     if x.size == 0:
         raise ValueError(f"x: expected at least one value, got shape {x.shape}")
-    result = np.empty_like(x) if out is None else out  # in x's order of axes
+    target_array = np.empty_like(x) if y is None else y  # in x's order of axes
     layouts = _layouts(x, axis)
     for copying in (False, True):
         for layout in layouts:
-            target = view(result, axis, layout)
+            target = view(target_array, axis, layout)
             views = [view(array, axis, layout) for array in arrays]
             if target is not None and (copying or all(seen is not None for seen in views)):
                 seen_or_copied = [
                     _copied(array, axis, layout) if seen is None else seen
                     for array, seen in zip(arrays, views, strict=True)
                 ]
+                result = target_array if out is None else out
                 return Arranged(layout, seen_or_copied, target, result)
-        if out is None:
-            result = np.empty(x.shape, x.dtype)  # in C order, which a layout always serves
+        if y is None:
+            target_array = np.empty(x.shape, x.dtype)  # in C order, which a layout always serves
     raise ValueError(
-        f"out: strides {result.strides} of shape {result.shape} serve no layout; expected the "
-        "channels, or what follows them, to be contiguous"
+        f"out: strides {target_array.strides} of shape {target_array.shape} serve no layout; "
+        "expected the channels, or what follows them, to be contiguous"
     )

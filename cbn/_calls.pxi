@@ -119,8 +119,12 @@ cdef class AffineMap:
     cdef object fast(self, x, out, residual):
         cdef Py_buffer given, beside
         result = None
-        if self.kind == 0 or (out is None and type(x) is not ndarray) or not get_buffer(
-                x, &given, PyBUF_FORMAT | PyBUF_ND):
+        # Subclasses of ndarray, masked arrays among them, go the other way.
+        if self.kind == 0 or (type(x) is not ndarray and (out is None or isinstance(x, ndarray))):
+            return None
+        if out is not None and type(out) is not ndarray and isinstance(out, ndarray):
+            return None
+        if not get_buffer(x, &given, PyBUF_FORMAT | PyBUF_ND):
             return None
         if self.fits(&given):
             if residual is None:

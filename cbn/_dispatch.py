@@ -100,7 +100,7 @@ def element_of(dtype: np.dtype[Any]) -> Element | None:
     """How the kernels take `dtype`, or None if they do not."""
     element = _ELEMENTS.get(dtype)
     # NumPy has no bfloat16; the one that ml_dtypes registers is known by its name.
-    if element is None and dtype.name == "bfloat16" and dtype.itemsize == 2:
+    if element is None and dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:
         return _BFLOAT16
     return element
 

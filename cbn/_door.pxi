@@ -66,8 +66,9 @@ cdef int door_batch_norm(
         training.weight, training.bias = memory + 4 * channels, memory + 5 * channels
     status = pass_(x, &shape, <const real *>NULL, &shape, y, &shape, &training, length == 1,
                    num_threads)
-    for c in range(channels):
-        var[c] /= <double>(n * length)
+    if status == 0:
+        for c in range(channels):
+            var[c] /= <double>(n * length)
     free(memory)
     return status
 

@@ -143,7 +143,7 @@ cdef inline void group_sums(
     if training.backward:
         group_products(dy + channel * beside.channel_stride, beside,
                        x + channel * from_.channel_stride, from_, training.mean + channel,
-                       training.rstd + channel, channels, first_block, last_block, out)
+                       channels, first_block, last_block, out)
     else:
         group_moments(x + channel * from_.channel_stride, from_, channels, first_block,
                       last_block, out)
@@ -237,7 +237,7 @@ cdef int pass_first(
 
 cdef inline void last_part(
     Py_ssize_t task, Py_ssize_t parts, const real *x, const Last *from_, const real *dy,
-    const Last *beside, const double *mean, const double *rstd, Sums *partial
+    const Last *beside, const double *mean, Sums *partial
 ) noexcept nogil:
     """One part of the rows of COLUMNS channels, into partial[part, channel]."""
     cdef Py_ssize_t channel = (task // parts) * COLUMNS, part = task % parts
@@ -245,8 +245,8 @@ cdef inline void last_part(
     cdef Py_ssize_t columns = min(<Py_ssize_t>COLUMNS, from_.channels - channel)
     partial += part * from_.channels + channel
     if dy != NULL:
-        columns_products(dy + channel, beside, x + channel, from_, mean + channel,
-                         rstd + channel, row, last, columns, partial)
+        columns_products(dy + channel, beside, x + channel, from_, mean + channel, row, last,
+                         columns, partial)
     else:
         columns_moments(x + channel, from_, row, last, columns, partial)
 
@@ -282,8 +282,7 @@ cdef int column_sums(
     cdef Py_ssize_t parts = parts_of(groups, (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK)
     cdef Py_ssize_t tasks = groups * parts
     cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
-    cdef double *mean = <double *>malloc(2 * columns * sizeof(double))
-    cdef double *rstd = mean + columns
+    cdef double *mean = <double *>malloc(columns * sizeof(double))
     if partial == NULL or mean == NULL:
         free(partial)
         free(mean)
@@ -292,13 +291,12 @@ cdef int column_sums(
         for c in range(channels):
             for k in range(columns // channels):
                 mean[c * channel_step + k * fold_step] = training.mean[c]
-                rstd[c * channel_step + k * fold_step] = training.rstd[c]
     if num_threads == 1:
         for task in range(tasks):
-            last_part(task, parts, x, from_, dy, beside, mean, rstd, partial)
+            last_part(task, parts, x, from_, dy, beside, mean, partial)
     else:
         for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-            last_part(task, parts, x, from_, dy, beside, mean, rstd, partial)
+            last_part(task, parts, x, from_, dy, beside, mean, partial)
     merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training)
     free(partial)
     free(mean)
@@ -344,8 +342,8 @@ cdef int pass_last(
         rest_ = rest
         if dy != NULL:
             columns_products(dy + wide.rows * wide.channels, &narrow_,
-                             x + wide.rows * wide.channels, &narrow_, training.mean,
-                             training.rstd, 0, tail, channels, rest_)
+                             x + wide.rows * wide.channels, &narrow_, training.mean, 0, tail,
+                             channels, rest_)
         else:
             columns_moments(x + wide.rows * wide.channels, &narrow_, 0, tail, channels, rest_)
     if column_sums(x, &wide, dy, &wide_beside, channels, 1, channels, rest_, training, num_threads):

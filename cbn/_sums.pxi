@@ -2,6 +2,7 @@
 
 cdef enum:
     BLOCK = 4096          # values of a channel between two merges
+    PILOT = 256           # values of x that decide how its products with dy are summed
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
     GROUP = 32            # most channels that a task of short runs takes together
     RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
@@ -118,15 +119,6 @@ cdef inline void run_moments(
         moments_part(x + i, <int>(n - i), shift, total, square)
 
 
-cdef inline bint needs_shift(const real *like, double mean, double rstd) noexcept nogil:
-    """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not. In double
-    each product is rounded, and any mean shows."""
-    if real is double:
-        return True
-    else:
-        return not (mean * rstd) * (mean * rstd) <= CANCELLING
-
-
 cdef inline void run_products(
     const real *dy, const real *x, Py_ssize_t n, double mean, Lanes *total, Lanes *product
 ) noexcept nogil:
@@ -239,10 +231,25 @@ cdef void group_moments(
                               finite_or_zero(out[c].mean), &out[c])
 
 
+cdef inline bint is_far(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
+    """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not: whether the
+    first values lie far from 0. In double each product is rounded, and any mean shows."""
+    cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
+    cdef Py_ssize_t run = block.first, count = 0
+    cdef Py_ssize_t n = min(block.stop - block.start, <Py_ssize_t>PILOT)
+    if real is double:
+        return True
+    else:
+        while run < block.last and count < PILOT:
+            run_squares(x + run * stride + block.start, n, &total, &square)
+            count += n
+            run += 1
+        return cancelled(<double>count, lanes_total(&total), lanes_total(&square))
+
+
 cdef void group_products(
     const real *dy, const First *dy_shape, const real *x, const First *shape, const double *mean,
-    const double *rstd, Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block,
-    Sums *out
+    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, Sums *out
 ) noexcept nogil:
     """Sums of the gradient for up to GROUP neighbouring channels over some of their blocks."""
     cdef Lanes totals[GROUP]
@@ -256,7 +263,9 @@ cdef void group_products(
     cdef const real *dy_at
     for c in range(channels):
         out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
-        shift[c] = mean[c] if needs_shift(x, mean[c], rstd[c]) else 0
+        block = block_at(shape, first_block)
+        shift[c] = mean[c] if is_far(
+            x + c * shape.channel_stride, shape.run_stride, &block) else 0
     for index in range(first_block, last_block):
         block = block_at(shape, index)
         n = block.stop - block.start
@@ -366,7 +375,7 @@ cdef void columns_moments(
 
 cdef void columns_products(
     const real *dy, const Last *dy_shape, const real *x, const Last *shape, const double *mean,
-    const double *rstd, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
+    Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
 ) noexcept nogil:
     """Sums of the gradient for up to COLUMNS neighbouring channels over some of the rows."""
     cdef double[COLUMNS] total
@@ -376,9 +385,15 @@ cdef void columns_products(
     cdef bint shifted = False
     cdef const real *at
     cdef const real *dy_at
+    cdef Py_ssize_t pilot = min(row + ROWS_AT_ONCE, last_row)
+    memset(total, 0, sizeof(total))
+    memset(product, 0, sizeof(product))
+    rows_moments(x, shape, row, pilot, columns, <const double *>NULL, <double *>total,
+                 <double *>product)
     for c in range(columns):
         # all of them: they share lines
-        shifted = shifted or needs_shift(x, mean[c], rstd[c])
+        shifted = shifted or real is double or cancelled(
+            <double>(pilot - row), total[c], product[c])
         total[c] = product[c] = 0
         out[c].count, out[c].low = <double>(last_row - row), 0
     while row < last_row:

@@ -41,7 +41,7 @@ def check_num_threads(num_threads: int | None) -> int | None:
         ) from None
     if count < 1:
         raise ValueError(f"num_threads: expected None or an int >= 1, got {count}")
-    return min(count, 1 << 10)
+    return count
 
 
 def _read(path: str) -> str:
@@ -88,7 +88,9 @@ def available_threads() -> int:
 
 
 def threads_for(num_threads: int | None, nbytes: int) -> int:
-    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but after a fork."""
+    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but after a fork,
+    and not beyond twice the processors, or 8."""
     if num_threads is None:
         return 1 if nbytes <= SERIAL_BYTES else available_threads()
-    return 1 if _forked else num_threads
+    # OpenMP ends the process where the system refuses it a thread.
+    return 1 if _forked else min(num_threads, max(8, 2 * (os.cpu_count() or 1)))

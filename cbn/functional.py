@@ -13,6 +13,7 @@ from ._arrays import (
     check_axis,
     check_eps,
     check_momentum,
+    overlap,
     reject_channels,
 )
 from ._dispatch import element_of, kernels, run
@@ -132,12 +133,12 @@ def update_running(
     """Move the running statistics, in place, by torch's convention.
 
     `momentum` is the weight of the new value, and the variance that goes in is the sample variance
-    (ddof=1). Computed in float64 and rounded once.
+    (ddof=1). Computed in float64 and rounded once; what is too large becomes infinite, as in torch.
     """
-    keep = 1.0 - momentum
-    mean = keep * running_mean.astype(np.float64) + momentum * stats.mean
-    var = keep * running_var.astype(np.float64) + momentum * stats.unbiased_var
-    running_mean[...], running_var[...] = mean, var  # both, once nothing can fail
+    keep, unbiased = 1.0 - momentum, stats.unbiased_var
+    with np.errstate(all="ignore"):  # from here on nothing can fail
+        running_mean[...] = keep * running_mean.astype(np.float64) + momentum * stats.mean
+        running_var[...] = keep * running_var.astype(np.float64) + momentum * unbiased
 
 
 def batch_norm(
@@ -187,7 +188,8 @@ def batch_norm(
     Returns
     -------
     ndarray
-        `out`, or a new array of x's shape and dtype, with x's order of axes in memory.
+        `out` as it was given, or a new array of x's shape and dtype, with x's order of axes in
+        memory.
 
     Raises
     ------
@@ -225,9 +227,21 @@ def batch_norm(
             "running_var",
         )
         return scale_shift(array, mab, axis, out, num_threads)
+    _check_apart(mean, var, array, out)
     result, stats = normalize_batch(array, parameters, eps, axis, out, num_threads)
     update_running(mean, var, stats, momentum)
     return result
+
+
+def _check_apart(mean: np.ndarray, var: np.ndarray, x: np.ndarray, out: Any) -> None:
+    """Refuse running statistics that training would write into something else."""
+    if overlap(mean, var):
+        raise ValueError("running_mean: shares memory with running_var")
+    named = {"x": x} if out is None or out is x else {"x": x, "out": as_array(out, "out")}
+    for name, other in named.items():
+        for own, running in (("running_mean", mean), ("running_var", var)):
+            if overlap(running, other):
+                raise ValueError(f"{own}: shares memory with {name}")
 
 
 def batch_norm_backward(

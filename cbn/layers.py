@@ -8,7 +8,14 @@ from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 
-from ._arrays import as_array, as_channel_array, check_dtype, check_eps, check_momentum
+from ._arrays import (
+    as_array,
+    as_channel_array,
+    check_dtype,
+    check_eps,
+    check_momentum,
+    overlap,
+)
 from ._dispatch import kernels
 from ._threads import check_num_threads
 from .functional import (
@@ -119,8 +126,8 @@ class BatchNorm:
             raise TypeError(
                 f"num_features: expected an int, got {type(num_features).__name__}"
             ) from None
-        if self._num_features < 1:
-            raise ValueError(f"num_features: expected an int >= 1, got {num_features}")
+        if not 1 <= self._num_features < 1 << 40:
+            raise ValueError(f"num_features: expected an int from 1 to 2**40, got {num_features}")
         self._dtype = check_dtype(dtype)
         self._fast: Any = None
         self._last: tuple[np.ndarray, BatchStats] | None = None
@@ -134,7 +141,7 @@ class BatchNorm:
         self._arrays: dict[str, np.ndarray | None] = dict.fromkeys(
             ("weight", "bias", "running_mean", "running_var")
         )
-        self.num_batches_tracked: int | None = None
+        self._num_batches_tracked: int | None = None
         self.reset_parameters()
 
     # -- state ----------------------------------------------------------------------------------
@@ -198,6 +205,19 @@ class BatchNorm:
         """Whether there are running statistics."""
         return self._track_running_stats
 
+    @property
+    def num_batches_tracked(self) -> int | None:
+        """How many training forwards moved the running statistics; None where there are none."""
+        return self._num_batches_tracked
+
+    @num_batches_tracked.setter
+    def num_batches_tracked(self, value: Any) -> None:
+        if not self._track_running_stats:
+            raise ValueError(
+                "num_batches_tracked: the layer was made with track_running_stats=False"
+            )
+        self._num_batches_tracked = _to_count(value)
+
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
         self._fast = None
@@ -245,6 +265,8 @@ class BatchNorm:
             For keys that are missing or not the layer's, or values of another shape or kind.
             Nothing has been changed then.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(f"state: expected a mapping, got {type(state).__name__}")
         expected = list(self.state_dict())
         missing = [key for key in expected if key not in state and key != "num_batches_tracked"]
         unexpected = [key for key in state if key not in expected]
@@ -261,9 +283,12 @@ class BatchNorm:
         tracked = self.num_batches_tracked
         if "num_batches_tracked" in state:
             tracked = _to_count(state["num_batches_tracked"])
-        self._arrays.update(arrays)
+        for name, array in arrays.items():
+            existing = self._arrays[name]
+            assert existing is not None
+            existing[...] = array  # in place, as torch does: whoever holds the array sees it
         self._fast = None
-        self.num_batches_tracked = tracked
+        self._num_batches_tracked = tracked
 
     def _checked(self, name: str, value: Any) -> np.ndarray:
         return as_channel_array(value, self._num_features, name).astype(self._dtype)
@@ -314,8 +339,9 @@ class BatchNorm:
         TypeError, ValueError
             See ``cbn.batch_norm``. Nothing has been changed then.
         """
-        if not self.training and self._fast is not None:
-            result = self._fast.attempt(x, out)
+        fast = self._fast
+        if fast is not None and not self.training:
+            result = fast.attempt(x, out)
             if result is not None:
                 return result  # type: ignore[no-any-return]  # compiled
         array = self._input(x)
@@ -328,7 +354,7 @@ class BatchNorm:
         result, stats = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
         if self.training:
             self.track(stats)
-            overwritten = np.may_share_memory(array, result)
+            overwritten = out is not None and overlap(array, as_array(result, "out"))
             self._last = None if overwritten else (array, stats)
         return result
 
@@ -347,7 +373,11 @@ class BatchNorm:
         ------
         ValueError
             For another number of channels, or a single value.
+        TypeError
+            For something else than BatchStats.
         """
+        if not isinstance(stats, BatchStats):
+            raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
         mean, var = self.running_mean, self.running_var
         if stats.mean.shape != (self._num_features,):
             raise ValueError(
@@ -474,7 +504,7 @@ class BatchNorm:
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fast": None, "_last": None}
+        return {**self.__dict__, "_arrays": dict(self._arrays), "_fast": None, "_last": None}
 
     def __repr__(self) -> str:
         text = (
@@ -517,5 +547,6 @@ class BatchNorm3d(BatchNorm):
     _ranks = (5,)
 
 
+_shared = (BatchNorm.__doc__ or "").partition("use one of them.")[2]  # empty under -OO
 for _layer in (BatchNorm1d, BatchNorm2d, BatchNorm3d):
-    _layer.__doc__ = f"{_layer.__doc__}\n{(BatchNorm.__doc__ or '').split('use one of them.')[1]}"
+    _layer.__doc__ = f"{_layer.__doc__ or ''}\n{_shared}"

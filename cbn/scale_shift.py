@@ -69,9 +69,9 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         if hasattr(self, "_values"):
             raise TypeError("ScaleShift is immutable")
         self._dtype = check_dtype(dtype)
-        if axis not in (1, -1):
+        if not isinstance(axis, int) or axis not in (1, -1):
             raise ValueError(f"axis: expected 1 or -1, got {axis!r}")
-        if activation not in ACTIVATIONS:
+        if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
             names = ", ".join(map(repr, ACTIVATIONS))
             raise ValueError(f"activation: expected one of {names}, got {activation!r}")
         named = (("shift", shift), ("scale", scale), ("bias", bias))
@@ -88,6 +88,8 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         self._axis = axis
         self._activation = activation
         self._negative_slope = to_float(negative_slope, "negative_slope")
+        if not np.isfinite(self._negative_slope):
+            raise ValueError(f"negative_slope: expected a finite number, got {negative_slope}")
         self._num_threads = check_num_threads(num_threads)
         self.prepare(
             self._values,

@@ -37,6 +37,16 @@ class BatchStats:
     m2: np.ndarray
     mean_low: np.ndarray | None = None
 
+    def __post_init__(self) -> None:
+        if self.count < 1:
+            raise ValueError(f"count: expected an int >= 1, got {self.count}")
+        low_shape = self.mean.shape if self.mean_low is None else self.mean_low.shape
+        if self.mean.ndim != 1 or not self.mean.shape == self.m2.shape == low_shape:
+            raise ValueError(
+                f"mean, m2, mean_low: expected one shape (C,), got {self.mean.shape}, "
+                f"{self.m2.shape} and {low_shape}"
+            )
+
     @property
     def var(self) -> np.ndarray:
         """Population variance, ``m2 / count`` (ddof=0): what normalizes a batch. Shape (C,)."""
@@ -90,7 +100,7 @@ class BatchStats:
                 f"BatchStats: cannot merge {self.mean.size} channels with {other.mean.size}"
             )
         count = self.count + other.count
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             apart = (other.mean - self.mean) + (other._low() - self._low())
             low = self._low() + apart * (other.count / count)
             mean = self.mean + low

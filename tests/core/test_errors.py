@@ -196,8 +196,16 @@ PARAMETERS = ["running_mean", "running_var", "weight", "bias"]
     [
         (np.ones(4), ValueError, r"expected shape \(3,\), got \(4,\)"),
         (np.ones((1, 3)), ValueError, r"expected shape \(3,\), got \(1, 3\)"),
-        (np.ones(3, int), TypeError, "expected a floating-point array, got int64"),
-        (np.ones(3, complex), TypeError, "expected a floating-point array, got complex128"),
+        (
+            np.ones(3, int),
+            TypeError,
+            "expected a floating-point array in native byte order, got int64",
+        ),
+        (
+            np.ones(3, complex),
+            TypeError,
+            "expected a floating-point array in native byte order, got complex128",
+        ),
         ([1.0, 1.0, 1.0], TypeError, "expected an array .* got list"),
     ],
 )
@@ -270,3 +278,42 @@ def test_the_base_class_is_not_a_layer():
 
     with pytest.raises(TypeError, match="use BatchNorm1d, BatchNorm2d or BatchNorm3d"):
         BatchNorm(3)
+
+
+def test_masked_arrays_are_refused():
+    x = np.ma.array(np.ones((4, 3), np.float32), mask=np.eye(4, 3, dtype=bool))
+    with pytest.raises(TypeError, match="x: a masked array is not accepted"):
+        cbn.batch_stats(x)
+    f = cbn.BatchNorm1d(3).fuse()
+    with pytest.raises(TypeError, match="x: a masked array is not accepted"):
+        f(x, np.empty((4, 3), np.float32))
+
+
+def test_bfloat16_of_another_byte_order_is_refused():
+    dtype = np.dtype(ml_dtypes.bfloat16).newbyteorder()
+    with pytest.raises(TypeError, match="x: expected float16, bfloat16, float32 or float64"):
+        cbn.batch_stats(np.zeros((4, 3), ml_dtypes.bfloat16).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("running_mean", lambda x, out: (out[0], np.ones(3, np.float32))),
+        ("running_var", lambda x, out: (np.zeros(3, np.float32), x[1])),
+        ("running_mean", lambda x, out: (out[0],) * 2),
+    ],
+)
+def test_running_statistics_within_another_array_are_refused(name, arguments):
+    x, out = np.eye(4, 3, dtype=np.float32), np.ones((4, 3), np.float32)
+    with pytest.raises(ValueError, match=f"{name}: shares memory with"):
+        cbn.batch_norm(x, *arguments(x, out), training=True, out=out)
+    assert (out == 1).all()
+    assert (x == np.eye(4, 3)).all()
+
+
+@pytest.mark.parametrize("bad", [10**400, np.zeros(2), "1"])
+def test_what_is_no_number_is_named(bad):
+    with pytest.raises(TypeError, match="eps: expected a number"):
+        cbn.BatchNorm1d(3, eps=bad)
+    with pytest.raises(TypeError, match="momentum: expected a number from 0 to 1"):
+        cbn.BatchNorm1d(3, momentum=bad)

@@ -399,3 +399,17 @@ def test_in_eval_the_gradient_of_x_does_not_depend_on_it(shape):
     x.flat[0] = np.inf
     dx = cbn.BatchNorm1d(shape[1]).eval().backward(np.ones_like(x), x)[0]
     np.testing.assert_array_equal(dx, np.float32(1 / np.sqrt(1 + 1e-5)))
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_dweight_of_a_channel_that_hardly_varies_keeps_its_digits(axis):
+    rng = np.random.default_rng(0)
+    x = np.full((8, 16, 4096), 0.0125, np.float32)
+    x[0, :, :3] = np.nextafter(np.float32(0.0125), np.float32(1))
+    dy = (1 + rng.normal(size=x.shape)).astype(np.float32)
+    mean, rstd = x.mean((0, 2), dtype=np.float64), np.full(16, 1 / np.sqrt(1e-5))
+    apart = x.astype(np.float64) - mean[:, None]
+    expected = (dy * apart).sum((0, 2)) * rstd
+    moved = [np.ascontiguousarray(np.moveaxis(array, 1, axis)) for array in (dy, x)]
+    _, dweight, _ = cbn.batch_norm_backward(*moved, np.ones(16), mean, rstd, axis=axis)
+    np.testing.assert_allclose(dweight, expected, rtol=1e-8)

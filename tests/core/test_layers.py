@@ -279,3 +279,33 @@ def test_repr_is_torchs_with_what_torch_does_not_have():
     )
     shown = repr(cbn.BatchNorm1d(3, dtype="float64", channels_last=True))
     assert shown.endswith("dtype='float64', channels_last=True)")
+
+
+def test_an_overflow_of_the_running_statistics_is_infinite_and_raises_nothing():
+    bn = cbn.BatchNorm1d(1, dtype="float16")
+    with np.errstate(all="raise"):
+        bn(np.array([[1.0], [60000.0]], np.float32))
+    assert bn.running_var == np.inf
+    assert bn.num_batches_tracked == 1
+
+
+def test_a_shallow_copy_has_attributes_of_its_own():
+    bn, x = cbn.BatchNorm1d(3).eval(), np.ones((2, 3), np.float32)
+    before = bn(x)
+    twin = copy.copy(bn)
+    twin.weight = np.full(3, 5, np.float32)
+    np.testing.assert_array_equal(bn(x), before)
+    np.testing.assert_array_equal(bn.weight, 1)
+
+
+def test_load_state_dict_writes_into_the_arrays_that_are_there():
+    bn = cbn.BatchNorm1d(3)
+    held = bn.weight
+    bn.load_state_dict({**bn.state_dict(), "weight": np.full(3, 2.0)})
+    assert held is bn.weight
+    np.testing.assert_array_equal(held, 2)
+
+
+def test_num_batches_tracked_is_checked():
+    with pytest.raises(TypeError, match="num_batches_tracked: expected one integer"):
+        cbn.BatchNorm1d(3).num_batches_tracked = "x"

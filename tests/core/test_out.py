@@ -148,3 +148,18 @@ def test_an_out_shifted_against_x_is_refused():
     x, out = (buffer[at : at + X.size].reshape(X.shape) for at in (0, 6))
     with pytest.raises(ValueError, match="out: overlaps x"):
         cbn.batch_norm(x, None, None, training=True, out=out)
+
+
+def test_slices_of_one_buffer_that_share_no_byte_are_taken():
+    buffer = np.random.default_rng(0).normal(size=(2, 8, 4, 4)).astype(np.float32)
+    expected = cbn.batch_norm(buffer[:, :4].copy(), None, None, training=True)
+    y = cbn.batch_norm(buffer[:, :4], None, None, training=True, out=buffer[:, 4:])
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(buffer[:, 4:], expected)
+
+
+def test_a_memory_map_is_given_back_as_it_came(tmp_path):
+    x = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    out = np.memmap(tmp_path / "y", np.float32, "w+", shape=(4, 3))
+    assert cbn.batch_norm(x, None, None, training=True, out=out) is out
+    np.testing.assert_array_equal(out, cbn.batch_norm(x, None, None, training=True))

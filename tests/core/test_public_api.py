@@ -105,3 +105,13 @@ def test_build_info():
     assert list(info) == ["isa", "isas", "vector_bytes", "openmp", "threads"]
     assert info["vector_bytes"] in (16, 32, 64)
     assert info["threads"] >= 1
+
+
+def test_it_imports_without_docstrings():
+    code = "import cbn; print(cbn.BatchNorm1d(3))"
+    subprocess.run(
+        [sys.executable, "-OO", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(cbn.__file__).parents[1])},
+        check=True,
+        capture_output=True,
+    )

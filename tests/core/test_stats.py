@@ -60,3 +60,21 @@ def test_mean_low_is_what_the_mean_lost(dtype):
     assert np.all(np.abs(stats.mean_low) <= np.spacing(stats.mean) / 2)
     both = stats.mean.astype(np.longdouble) + stats.mean_low
     assert np.all(np.abs(both - exact.mean) <= 1e-12 * np.sqrt(exact.var))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, np.zeros(3), np.zeros(3)), "count: expected an int >= 1"),
+        ((5, np.zeros(3), np.zeros(1)), "expected one shape"),
+        ((5, np.zeros((3, 1)), np.zeros((3, 1))), "expected one shape"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        cbn.BatchStats(*arguments)
+
+
+def test_only_statistics_are_tracked():
+    with pytest.raises(TypeError, match="stats: expected BatchStats, got int"):
+        cbn.BatchNorm1d(3).track(3)
