@@ -1,4 +1,4 @@
-"""ONNX models with BatchNormalization: build, read, run, inspect and check them.
+"""ONNX models with BatchNormalization: build, read, run, inspect, check and repair them.
 
 Needs what the extra ``cbn[onnx]`` (or ``cbn[gpu]``) installs; cbn itself does not.
 """
@@ -16,29 +16,51 @@ except ModuleNotFoundError as error:
 
 from .build import to_onnx
 from .check import CrosscheckReport, CrosscheckRow, crosscheck
+from .data import DataError
 from .files import ModelError, load, save
-from .inspection import InspectReport, InspectRow, Remark, inspect
+from .folding import fold
+from .freeze import freeze
+from .inspection import InspectReport, InspectRow, inspect
+from .lint import LintReport, LintRow, lint
+from .lower import lower
 from .nodes import BatchNormNode, find_nodes
+from .proof import ProofReport, ProofRow, prove
 from .read import from_onnx
+from .remarks import REMARKS, Remark
 from .results import Report
+from .rewrite import Difference, RewriteResult, RewriteRow
 from .sessions import ProviderError, make_session
 
 __all__ = [
+    "REMARKS",
     "BatchNormNode",
     "CrosscheckReport",
     "CrosscheckRow",
+    "DataError",
+    "Difference",
     "InspectReport",
     "InspectRow",
+    "LintReport",
+    "LintRow",
     "ModelError",
+    "ProofReport",
+    "ProofRow",
     "ProviderError",
     "Remark",
     "Report",
+    "RewriteResult",
+    "RewriteRow",
     "crosscheck",
     "find_nodes",
+    "fold",
+    "freeze",
     "from_onnx",
     "inspect",
+    "lint",
     "load",
+    "lower",
     "make_session",
+    "prove",
     "save",
     "to_onnx",
 ]

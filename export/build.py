@@ -71,8 +71,9 @@ def to_onnx(
     ------
     ValueError
         When opset, form, rank or shape is out of range or does not fit the layer; for
-        ``"affine"`` in training mode or without running statistics; and for running statistics
-        that cannot be normalized with.
+        ``"affine"`` in training mode or without running statistics; for ``"batchnorm"`` of a
+        16-bit type that normalizes with the batch; and for running statistics that cannot be
+        normalized with.
     TypeError
         When `bn` is no BatchNorm layer.
 
@@ -106,12 +107,23 @@ def to_onnx(
     if form == "affine" and batch_statistics:
         why = "is in training mode" if bn.training else "has no running statistics"
         raise ValueError(f"form 'affine' needs stored statistics, and the layer {why}")
+    if form == "batchnorm" and batch_statistics and statistics.dtype.itemsize < 4:
+        raise ValueError(
+            f"form 'batchnorm' in training mode cannot be {bn.dtype}: onnxruntime converts such a "
+            "node to float32 and may then overwrite its scale with its running statistics "
+            "(onnxruntime#29790); use form 'primitives'"
+        )
     # Fusing is where stored statistics are judged: every form refuses what it refuses.
     fused = None if batch_statistics else bn.fuse()
 
     tape = ir.tape.Tape()
     dtype = ir.DataType.from_numpy(statistics.dtype)
-    x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(dims))
+    given = x = ir.Value(name="x", type=ir.TensorType(dtype), shape=ir.Shape(dims))
+    # Spelled out, 16-bit types are read and written in place of float32, as in cbn itself.
+    spelled_wide = dtype.itemsize < 4 and form != "batchnorm"
+    if spelled_wide:
+        statistics = statistics.widened()
+        x = tape.op("Cast", [x], {"to": ir.DataType.FLOAT.value})
     if fused is not None and form == "affine":
         made = forms.affine(tape, x, statistics, fused.shift, fused.scale, fused.bias)
     elif form == "batchnorm":
@@ -128,11 +140,14 @@ def to_onnx(
     elif bn.training and stored:
         mean, var = forms.running_statistics(tape, x, made, statistics, unbiased_running_var)
         outputs |= {"running_mean": mean, "running_var": var}
+    if spelled_wide:
+        to = {"to": dtype.value}
+        outputs = {name: tape.op("Cast", [value], to) for name, value in outputs.items()}
     for name, value in outputs.items():
         value.name = name
         value.type = ir.TensorType(dtype)
         value.shape = ir.Shape(dims if name == "y" else [bn.num_features])
-    return _finish(tape, x, list(outputs.values()), opset)
+    return _finish(tape, given, list(outputs.values()), opset)
 
 
 def _dims(

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
 
 import cbn
 
 from . import opsets, recompute
-from .build import to_onnx
+from .build import Form, to_onnx
 from .check_report import CrosscheckReport, CrosscheckRow, make_row
 from .data import DataLike, batches, load_data
 from .files import ModelError, ModelLike, load
@@ -23,6 +23,7 @@ from .nodes import BatchNormNode, find_nodes
 from .outputs import OutputCheck, check_outputs
 from .probe import NodeCheck, check_nodes
 from .sessions import Providers, RunError, make_session, run_session
+from .surgery import inline_functions
 from .tolerance import Agreement
 
 __all__ = ["CrosscheckReport", "CrosscheckRow", "crosscheck"]
@@ -84,9 +85,9 @@ def crosscheck(
     """
     if isinstance(subject, Layer):
         return _check_layer(subject, x, providers, seed, num_threads)
-    model = _inlined(load(subject))
+    model = inline_functions(load(subject))
     nodes = find_nodes(model)
-    _require_runnable(nodes)
+    _require_runnable(nodes, subject)
     inputs = model_inputs(model)
     feeds = random_inputs(model, seed) if x is None else load_data(x, inputs)
     parts = list(batches(feeds, inputs))
@@ -116,21 +117,11 @@ def _model_rows(
     return tuple(rows)
 
 
-def _inlined(model: ir.Model) -> ir.Model:
-    """Replace calls of model-local functions by their bodies: taps reach the main graph alone."""
-    if not model.functions:
-        return model
-    try:
-        result = InlinePass()(model.clone())
-    except Exception as error:  # a broken function raises whatever breaks first
-        raise ModelError(f"the model's functions cannot be inlined: {error}") from error
-    return result.model
-
-
-def _require_runnable(nodes: Sequence[BatchNormNode]) -> None:
+def _require_runnable(nodes: Sequence[BatchNormNode], subject: ModelLike) -> None:
     if not nodes:
+        which = subject if isinstance(subject, str | os.PathLike) else "the model"
         raise ModelError(
-            "the model has no BatchNormalization node: nothing to check (exporters often fold them "
+            f"{which} has no BatchNormalization node: nothing to check (exporters often fold them "
             "into the convolutions before them)"
         )
     for node in nodes:
@@ -144,7 +135,16 @@ def _require_runnable(nodes: Sequence[BatchNormNode]) -> None:
 def _check_layer(
     bn: Layer, x: Any, providers: Providers, seed: int, num_threads: int | None
 ) -> CrosscheckReport:
-    model = load(to_onnx(bn) if x is None else to_onnx(bn, rank=_rank(bn, np.asarray(x))))
+    if np.dtype(bn.dtype).name == "bfloat16":
+        raise ModelError(
+            "onnxruntime has no BatchNormalization of bfloat16 on the CPU, and takes no such "
+            "arrays from NumPy: check the layer in float32"
+        )
+    # In training mode onnxruntime has no sound node of a 16-bit type.
+    narrow = np.dtype(bn.dtype).itemsize < 4 and (bn.training or bn.running_mean is None)
+    form: Form = "primitives" if narrow else "batchnorm"
+    rank = None if x is None else _rank(bn, np.asarray(x))
+    model = load(to_onnx(bn, form=form, rank=rank))
     inputs = model_inputs(model)
     if x is None:
         feeds = random_inputs(model, seed, batch=_LAYER_BATCH, size=_LAYER_SIZE)

@@ -11,7 +11,11 @@ import onnx_ir as ir
 
 from .files import ModelError
 
-__all__ = ["Constant", "resolve"]
+__all__ = ["OVERRIDABLE_SINCE", "Constant", "resolve"]
+
+OVERRIDABLE_SINCE = 4
+"""The IR version from which on the caller may feed an initializer that is a graph input too. Before
+it every initializer had to be one, and onnxruntime takes them as constants."""
 
 # Beyond this an array is named but not made: a few bytes of a file can declare terabytes.
 _LARGEST_ARRAY = 2**30

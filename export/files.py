@@ -11,15 +11,17 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-__all__ = ["ModelError", "ModelLike", "load", "save"]
+from .soundness import check_definitions, check_graphs, every_graph
+
+__all__ = ["LARGEST_INLINE", "ModelError", "ModelLike", "load", "save"]
 
 ModelLike = str | os.PathLike[str] | bytes | onnx.ModelProto | ir.Model
 
 # What onnx-ir warns of in broken graphs is raised here; it still reaches a logger set up for it.
 logging.getLogger("onnx_ir").addHandler(logging.NullHandler())
 
-# protobuf refuses messages of 2 GiB; the graph itself needs some of it.
-_LARGEST_INLINE = 1_900_000_000
+LARGEST_INLINE = 1_900_000_000
+"""Bytes of weights that go into one protobuf message, which may be 2 GiB with the graph."""
 
 
 class ModelError(ValueError):
@@ -43,8 +45,9 @@ def load(model: ModelLike) -> ir.Model:
     Raises
     ------
     ModelError
-        When the file is missing, truncated or not ONNX, its graph reads what nothing makes, or
-        its external data is missing, too short or outside the model's folder.
+        When the file is missing, truncated or not ONNX, its graph reads what nothing makes, makes
+        a value twice or goes in a circle, or its external data is missing, too short or outside
+        the model's folder.
     TypeError
         When `model` is none of the accepted types.
     """
@@ -95,15 +98,16 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
     data_name = f"{target.name}.data"
     opened = load(model)
     external = [t for _, t in _tensors(opened) if isinstance(t, ir.ExternalTensor)]
-    if any(_same_file(tensor.path, target.parent / data_name) for tensor in external):
-        raise ModelError(
-            f"cannot write {path}: {data_name} holds this model's own weights; "
-            "save under another name"
-        )
+    for mine in (target, target.parent / data_name):
+        if any(_same_file(tensor.path, mine) for tensor in external):
+            raise ModelError(
+                f"cannot write {path}: {mine.name} holds this model's own weights; "
+                "save under another name"
+            )
     try:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
             written = Path(folder, target.name)
-            if external or sum(t.nbytes for _, t in _tensors(opened)) > _LARGEST_INLINE:
+            if external or sum(t.nbytes for _, t in _tensors(opened)) > LARGEST_INLINE:
                 ir.save(_inline_attributes(opened.clone()), written, external_data=data_name)
             elif isinstance(model, onnx.ModelProto):
                 onnx.save(model, written)
@@ -149,9 +153,12 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
             f"{name}: not an ONNX model, or a truncated one (it has no graph or no opset import)"
         )
     try:
+        check_definitions(proto.graph)
         model = ir.from_proto(proto)
-        _check_names(model, name)
+        check_graphs(model)
         for owner, tensor in _tensors(model):
+            if any(isinstance(dim, int) and dim < 0 for dim in tensor.shape):
+                raise ValueError(f"tensor {owner!r} has a negative size: {list(tensor.shape)}")
             if isinstance(tensor, ir.ExternalTensor):
                 _locate(tensor, owner, name, folder)
     except ModelError:
@@ -159,20 +166,6 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
     except Exception as error:  # onnx-ir lets through whatever a broken graph raises
         raise ModelError(f"{name}: broken ONNX graph: {error}") from error
     return model
-
-
-def _check_names(model: ir.Model, name: str) -> None:
-    """Refuse nodes that read what nothing makes: onnx-ir invents a value for it."""
-    for graph in _graphs(model):
-        for node in graph:
-            for value in node.inputs:
-                if value is None or value.producer() is not None:
-                    continue
-                if not (value.is_graph_input() or value.is_initializer()):
-                    raise ModelError(
-                        f"{name}: broken ONNX graph: {node.op_type} {node.name or ''!r} reads "
-                        f"{value.name!r}, which nothing makes"
-                    )
 
 
 def _locate(tensor: ir.ExternalTensor, owner: str, name: str, folder: Path | None) -> None:
@@ -195,16 +188,9 @@ def _locate(tensor: ir.ExternalTensor, owner: str, name: str, folder: Path | Non
         )
 
 
-def _graphs(model: ir.Model) -> Iterator[ir.Graph]:
-    """Every graph: the main one, those of functions, and the subgraphs of each."""
-    for graph in (model.graph, *(function.graph for function in model.functions.values())):
-        yield graph
-        yield from graph.subgraphs()
-
-
 def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
     """Every stored tensor with its name: initializers and attributes, subgraphs and functions."""
-    for graph in _graphs(model):
+    for graph in every_graph(model):
         for value in graph.initializers.values():
             if value.const_value is not None:
                 yield value.name or "", value.const_value
@@ -221,7 +207,7 @@ def _tensors(model: ir.Model) -> Iterator[tuple[str, ir.TensorProtocol]]:
 
 def _inline_attributes(model: ir.Model) -> ir.Model:
     """Bring tensors of attributes into memory: onnx-ir moves initializers alone."""
-    for graph in _graphs(model):
+    for graph in every_graph(model):
         for node in graph:
             for name, attribute in list(node.attributes.items()):
                 if attribute.type is ir.AttributeType.TENSOR and not attribute.is_ref():

@@ -7,6 +7,7 @@ Each function appends nodes to a tape and returns the values that they make; wha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ __all__ = [
     "Statistics",
     "affine",
     "batchnorm",
+    "normalize_batch",
     "primitives",
     "running_statistics",
     "unbiased_running_var",
@@ -64,6 +66,12 @@ class Statistics:
     def reduced_axes(self) -> list[int]:
         """The dimensions that the statistics run over: all but the channels."""
         return [axis for axis in range(self.rank) if axis != self.axis]
+
+    def widened(self) -> Statistics:
+        """Return the same with arrays of float32."""
+        arrays = {name: getattr(self, name) for name in ("weight", "bias", "mean", "var")}
+        wide = {name: array.astype(np.float32) for name, array in arrays.items()}
+        return dataclasses.replace(self, **wide)
 
     def beside_x(self, array: np.ndarray) -> np.ndarray:
         """Shape (C,) so that it meets x's channels when it is broadcast."""
@@ -160,22 +168,50 @@ def primitives(
     """
     weight = _constant(tape, of, "weight", of.beside_x(of.weight))
     bias = _constant(tape, of, "bias", of.beside_x(of.bias))
-    if training:
-        rough_mean = _reduce_mean(tape, x, of, opset)
-        rough = tape.op("Sub", [x, rough_mean])
-        rest = _reduce_mean(tape, rough, of, opset)
-        mean = tape.op("Add", [rough_mean, rest])
-        centered = tape.op("Sub", [rough, rest])
-        var = _reduce_mean(tape, tape.op("Mul", [centered, centered]), of, opset)
-    else:
-        mean = _constant(tape, of, "input_mean", of.beside_x(of.mean))
-        centered = tape.op("Sub", [x, mean])
-        var = _constant(tape, of, "input_var", of.beside_x(of.var))
     eps = _constant(tape, of, "eps", np.asarray(of.eps))
+    if training:
+        axes = None if opset < 18 else _axes(tape, of)
+        return normalize_batch(tape, x, weight, bias, eps, of.reduced_axes, axes)
+    mean = _constant(tape, of, "input_mean", of.beside_x(of.mean))
+    var = _constant(tape, of, "input_var", of.beside_x(of.var))
+    centered = tape.op("Sub", [x, mean])
+    return Outputs(_scale(tape, centered, var, weight, bias, eps))
+
+
+def normalize_batch(
+    tape: ir.tape.Tape,
+    x: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value,
+    eps: ir.Value,
+    reduced_axes: Sequence[int],
+    axes: ir.Value | None,
+) -> Outputs:
+    """Normalize with the batch's own statistics; all values are of x's type and meet it broadcast.
+
+    `axes` holds `reduced_axes` from opset 18 on, where ReduceMean takes them as an input, and is
+    None before.
+    """
+    rough_mean = _reduce_mean(tape, x, reduced_axes, axes)
+    rough = tape.op("Sub", [x, rough_mean])
+    rest = _reduce_mean(tape, rough, reduced_axes, axes)
+    mean = tape.op("Add", [rough_mean, rest])
+    centered = tape.op("Sub", [rough, rest])
+    var = _reduce_mean(tape, tape.op("Mul", [centered, centered]), reduced_axes, axes)
+    return Outputs(_scale(tape, centered, var, weight, bias, eps), mean, var)
+
+
+def _scale(
+    tape: ir.tape.Tape,
+    centered: ir.Value,
+    var: ir.Value,
+    weight: ir.Value,
+    bias: ir.Value,
+    eps: ir.Value,
+) -> ir.Value:
     deviation = tape.op("Sqrt", [tape.op("Add", [var, eps])])
     scaled = tape.op("Mul", [tape.op("Div", [centered, deviation]), weight])
-    y = tape.op("Add", [scaled, bias])
-    return Outputs(y, mean, var) if training else Outputs(y)
+    return tape.op("Add", [scaled, bias])
 
 
 def running_statistics(
@@ -207,13 +243,16 @@ def _bessel(tape: ir.tape.Tape, x: ir.Value, of: Statistics) -> ir.Value:
     return tape.op("Div", [count, others])
 
 
-def _reduce_mean(tape: ir.tape.Tape, x: ir.Value, of: Statistics, opset: int) -> ir.Value:
-    if opset < 18:  # from 18 on, axes are an input
-        return tape.op("ReduceMean", [x], {"axes": of.reduced_axes, "keepdims": 1})
-    axes = next((value for value in tape.initializers if value.name == "axes"), None)
+def _reduce_mean(
+    tape: ir.tape.Tape, x: ir.Value, reduced_axes: Sequence[int], axes: ir.Value | None
+) -> ir.Value:
     if axes is None:
-        axes = tape.initializer(ir.tensor(np.array(of.reduced_axes)), "axes")
+        return tape.op("ReduceMean", [x], {"axes": list(reduced_axes), "keepdims": 1})
     return tape.op("ReduceMean", [x, axes], {"keepdims": 1})
+
+
+def _axes(tape: ir.tape.Tape, of: Statistics) -> ir.Value:
+    return tape.initializer(ir.tensor(np.array(of.reduced_axes)), "axes")
 
 
 def _constant(tape: ir.tape.Tape, of: Statistics, name: str, array: np.ndarray) -> ir.Value:

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
+import onnx_ir as ir
 
-from . import opsets
-from .files import ModelLike
+from .files import ModelLike, load
+from .folding.fold import fold
 from .nodes import BatchNormNode, find_nodes
+from .remarks import REMARKS, Remark, node_remarks
 from .results import Report
 
-__all__ = ["InspectReport", "InspectRow", "Remark", "inspect"]
+__all__ = ["InspectReport", "InspectRow", "inspect"]
 
-NO_NODES = (
-    "no BatchNormalization node: probably folded by the exporter (torch.onnx.export keeps them "
-    "with optimize=False, or with dynamo=False and training=torch.onnx.TrainingMode.PRESERVE)"
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class Remark:
-    """Something to know about a node.
-
-    Attributes
-    ----------
-    code : str
-        A stable name for programs, such as ``"training-mode"``.
-    text : str
-        What it means, in a line.
-    fault : bool
-        Whether the node cannot compute what it should.
-    """
-
-    code: str
-    text: str
-    fault: bool = False
+_MISSING = REMARKS["no-batch-norm"]
+NO_NODES = f"{_MISSING.meaning} ({_MISSING.advice})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +46,14 @@ class InspectRow:
         The smallest and the largest, when known; NaN when one is.
     remarks : tuple of Remark
         What to know.
+    producer : str
+        What makes X: operator and name, or ``"graph input"``.
+    consumers : tuple of str
+        What reads Y, the same way; ``"graph output"`` too.
+    folds : bool or None
+        Whether ``fold`` folds it with its defaults; None when that cannot be said.
+    folding : str
+        What it would be folded into, or why it stays.
     """
 
     name: str
@@ -80,6 +67,10 @@ class InspectRow:
     sources: Mapping[str, str]
     running_var: tuple[float, float] | None
     remarks: tuple[Remark, ...]
+    producer: str = ""
+    consumers: tuple[str, ...] = ()
+    folds: bool | None = None
+    folding: str = ""
 
     @property
     def ok(self) -> bool:
@@ -96,6 +87,9 @@ class InspectRow:
             self.mode,
             _sources_in_short(self.sources),
             var,
+            self.producer,
+            ", ".join(self.consumers) or "-",
+            self.folding if self.folds else f"no: {self.folding}",
             ", ".join(remark.code for remark in self.remarks) or "-",
         )
 
@@ -111,6 +105,9 @@ class InspectReport(Report):
         "mode",
         "parameters from",
         "running_var",
+        "producer",
+        "consumers",
+        "folds",
         "remarks",
     )
 
@@ -148,14 +145,32 @@ def inspect(model: ModelLike) -> InspectReport:
     ModelError
         When the model cannot be read.
     """
-    nodes = find_nodes(model)
-    sharing = collections.Counter(
-        id(constant.value) for node in nodes for constant in (node.mean, node.var) if constant.known
+    opened = load(model)
+    nodes = find_nodes(opened)
+    foldings = _foldings(opened)
+    return InspectReport(
+        tuple(
+            _row(node, remarks, foldings.get(node.name, (None, "not known")))
+            for node, remarks in zip(nodes, node_remarks(nodes, opened.ir_version), strict=True)
+        )
     )
-    return InspectReport(tuple(_row(node, sharing) for node in nodes))
 
 
-def _row(node: BatchNormNode, sharing: Mapping[int, int]) -> InspectRow:
+def _foldings(model: ir.Model) -> dict[str, tuple[bool | None, str]]:
+    """Fold a copy and see what came of each node."""
+    try:
+        rows = fold(model, prove=False).rows
+    except ValueError as error:  # such a file is still worth a look
+        return {norm.name: (None, str(error)) for norm in find_nodes(model)}
+    return {
+        row.name: (True, row.action.removeprefix("folded ")) if row.changed else (False, row.reason)
+        for row in rows
+    }
+
+
+def _row(
+    node: BatchNormNode, remarks: tuple[Remark, ...], folding: tuple[bool | None, str]
+) -> InspectRow:
     var = node.var.array
     known = var is not None and var.size > 0
     return InspectRow(
@@ -169,94 +184,29 @@ def _row(node: BatchNormNode, sharing: Mapping[int, int]) -> InspectRow:
         momentum=node.momentum,
         sources={name: constant.source for name, constant in node.parameters.items()},
         running_var=(float(var.min()), float(var.max())) if known and var is not None else None,
-        remarks=tuple(_remarks(node, sharing)),
+        remarks=remarks,
+        producer=_producer(node.node.inputs[0]),
+        consumers=_consumers(node.node.outputs[0]),
+        folds=folding[0],
+        folding=folding[1],
     )
 
 
-def _remarks(node: BatchNormNode, sharing: Mapping[int, int]) -> list[Remark]:
-    found: list[Remark] = []
-    constants = node.parameters
-    training = node.mode == "training"
-    if training:
-        found.append(
-            Remark(
-                "training-mode",
-                "normalizes with the batch's statistics; the CUDA provider refuses it from opset "
-                "14 on, and outputs depend on how the data is batched",
-            )
-        )
-    if training and _hidden_state(node):
-        found.append(
-            Remark(
-                "hidden-state",
-                "running statistics that are not outputs of the graph: onnxruntime may write them "
-                "over the initializers, and over equal ones of other nodes",
-            )
-        )
-    if not node.spatial:
-        found.append(
-            Remark("spatial-0", "statistics per activation (spatial=0), which few runtimes support")
-        )
-    if node.opset < opsets.OLDEST_BUILT:
-        found.append(
-            Remark(
-                "old-opset",
-                f"opset below {opsets.OLDEST_BUILT}: onnxruntime has no kernel for this version",
-            )
-        )
-    if node.by_reference:
-        found.append(
-            Remark("set-by-caller", "the caller of the function sets some attributes of this node")
-        )
-    if any(not constant.known for constant in constants.values()):
-        found.append(
-            Remark("not-constant", "some parameters are not fixed by the model, so not judged here")
-        )
-    if any(constant.overridable for constant in constants.values()):
-        found.append(
-            Remark(
-                "overridable",
-                "parameters are graph inputs too: the caller may feed others, "
-                "and runtimes cannot fold them",
-            )
-        )
-    if any(sharing[id(constant.value)] > 1 for constant in (node.mean, node.var)):
-        found.append(
-            Remark("shared-statistics", "mean or var is also the mean or var of another node")
-        )
-    found += _judge_values(node)
-    return found
+def _producer(value: ir.Value | None) -> str:
+    node = None if value is None else value.producer()
+    if node is not None:
+        return _label(node)
+    return "graph input" if value is not None and value.is_graph_input() else "initializer"
 
 
-def _judge_values(node: BatchNormNode) -> list[Remark]:
-    arrays = {name: c.array for name, c in node.parameters.items() if c.array is not None}
-    found: list[Remark] = []
-    if len({array.shape for array in arrays.values()}) > 1:
-        found.append(
-            Remark("shape-mismatch", "parameters of different shapes, expected [C]", fault=True)
-        )
-    numbers = {name: array.astype(np.float64) for name, array in arrays.items()}
-    if not all(np.isfinite(array).all() for array in numbers.values()):
-        found.append(Remark("not-finite", "NaN or infinity among the parameters", fault=True))
-    # In training mode the stored statistics do not enter the output.
-    if node.mode == "training" or "var" not in numbers:
-        return found
-    if (numbers["var"] + node.eps <= 0).any():
-        found.append(
-            Remark("non-positive-variance", "var + epsilon is 0 or less: NaN or inf", fault=True)
-        )
-    if "mean" in numbers and not numbers["mean"].any() and (numbers["var"] == 1).all():
-        found.append(
-            Remark("untouched-statistics", "mean 0 and var 1 throughout: as before any training")
-        )
-    return found
+def _consumers(value: ir.Value) -> tuple[str, ...]:
+    found = [_label(use.node) for use in value.uses()]
+    return tuple(dict.fromkeys([*found, *(["graph output"] if value.is_graph_output() else [])]))
 
 
-def _hidden_state(node: BatchNormNode) -> bool:
-    """Whether running statistics go nowhere that keeps onnxruntime from the initializers."""
-    return node.version.since >= 9 and any(
-        not output.is_graph_output() for output in node.node.outputs[1:3]
-    )
+def _label(node: ir.Node) -> str:
+    name = node.name or node.outputs[0].name
+    return f"{node.op_type} {str(name)!r}"
 
 
 def _sources_in_short(sources: Mapping[str, str]) -> str:

@@ -14,10 +14,13 @@ from . import opsets
 from .constants import Constant, resolve
 from .files import ModelError, ModelLike, load
 
-__all__ = ["BatchNormNode", "find_nodes"]
+__all__ = ["BatchNormNode", "find_nodes", "without_weights"]
 
 # Larger initializers are hidden from shape inference: shapes and axes are always smaller.
 _SMALL_TENSOR = 1024
+
+# A few bytes of a file can declare any number of channels; all that is done with them takes memory.
+_MOST_NUMBERS = 2**24
 
 Shape = tuple[int | str | None, ...]
 
@@ -117,7 +120,8 @@ def find_nodes(model: ModelLike) -> list[BatchNormNode]:
     Raises
     ------
     ModelError
-        When the model cannot be read, or imports no ONNX opset.
+        When the model cannot be read, or imports no ONNX opset, or a node declares an absurd
+        number of channels.
     """
     opened = load(model)
     places = list(_walk(opened))
@@ -182,6 +186,12 @@ def _read_node(
     # An optional output that is left out has an empty name.
     used = sum(1 for output in node.outputs if output.name)
     scale, bias, mean, var = (resolve(value) for value in [*node.inputs[1:5], *[None] * 4][:4])
+    for constant in (scale, bias, mean, var):
+        if constant.array is not None and constant.array.size > _MOST_NUMBERS:
+            raise ModelError(
+                f"BatchNormalization {name!r} has a parameter of shape "
+                f"{list(constant.array.shape)}, expected at most {_MOST_NUMBERS} numbers"
+            )
     declared = _shape_of(node.inputs[0])
     return BatchNormNode(
         name=name,
@@ -266,7 +276,7 @@ def _inferred(model: ir.Model) -> dict[int, tuple[Shape | None, ir.DataType | No
     Works on a copy, and gives nothing rather than an error: a node is readable without them.
     """
     try:
-        proto = onnx.shape_inference.infer_shapes(ir.to_proto(_without_weights(model)))
+        proto = onnx.shape_inference.infer_shapes(ir.to_proto(without_weights(model)))
         twin = ir.from_proto(proto)
     except Exception:  # inference and serialization raise many kinds on broken graphs
         return {}
@@ -274,7 +284,7 @@ def _inferred(model: ir.Model) -> dict[int, tuple[Shape | None, ir.DataType | No
     return {i: (_shape_of(x), x.dtype) for i, x in enumerate(inputs) if x is not None}
 
 
-def _without_weights(model: ir.Model) -> ir.Model:
+def without_weights(model: ir.Model) -> ir.Model:
     """Copy a model with its large initializers turned into inputs: inference copies the rest."""
     light = model.clone()
     for name, value in list(light.graph.initializers.items()):

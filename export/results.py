@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-__all__ = ["Report", "Row", "format_table", "to_plain"]
+__all__ = ["Report", "Row", "format_table", "is_numeric", "to_plain"]
+
+_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?(e[-+]?\d+)?|inf|nan)|[-?]", re.IGNORECASE)
 
 
 class Row(Protocol):
@@ -75,12 +78,25 @@ def to_plain(value: Any) -> Any:
     return str(value)
 
 
+def is_numeric(cells: Sequence[str]) -> bool:
+    """Whether a column holds numbers, and nothing but them, ``-`` and ``?``."""
+    return all(map(_NUMBER.fullmatch, cells)) and any(map(str.isalnum, "".join(cells)))
+
+
 def format_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out rows of text under a header, each column as wide as its widest cell."""
+    """Lay out rows of text under a header, each column as wide as its widest cell.
+
+    A column of numbers, where there are any, is aligned right, so that digits stand under digits.
+    """
     lines = [tuple(columns), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    cells = list(zip(*lines, strict=True))
+    widths = [max(map(len, column)) for column in cells]
+    right = [is_numeric(column[1:]) for column in cells]
     text = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "  ".join(
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(line, widths, right, strict=True)
+        ).rstrip()
         for line in lines
     ]
     return "\n".join([text[0], "  ".join("-" * width for width in widths), *text[1:]])

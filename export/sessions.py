@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from .files import ModelError, ModelLike, load
+from .files import LARGEST_INLINE, ModelError, ModelLike, load
 
 try:
     import onnxruntime
@@ -30,15 +30,12 @@ Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
-# protobuf refuses messages of 2 GiB; the graph itself needs some of it.
-_LARGEST_INLINE = 1_900_000_000
-
 _FATAL = 4  # onnxruntime's log levels; its errors reach the caller as exceptions all the same
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ (?:\S+::)?\w+\(.*?\)(?: \[.*?\])? ?")
 
 
-class ProviderError(RuntimeError):
+class ProviderError(ValueError):
     """The execution provider that was asked for is not the one in use."""
 
 
@@ -216,7 +213,7 @@ def _source(model: ir.Model) -> Iterator[tuple[bytes | str, str | None]]:
     external = [tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)]
     folders = {os.fspath(tensor.base_dir) for tensor in external}
     inline = sum(t.nbytes for t in tensors if not isinstance(t, ir.ExternalTensor))
-    if inline <= _LARGEST_INLINE and len(folders) <= 1:
+    if inline <= LARGEST_INLINE and len(folders) <= 1:
         try:
             content = ir.to_proto(model).SerializeToString()
         except Exception as error:  # onnx-ir and protobuf raise whatever a broken graph makes them

@@ -1,15 +1,22 @@
-"""Small ONNX models with BatchNormalization nodes, written node by node with onnx's own helpers."""
+"""Small ONNX models with BatchNormalization nodes, made with onnx's own helpers, and a plain run.
+
+Models of ``batch_norm_node`` have short names and channels over (N, 3, L); those of ``plain_node``
+have ONNX's own names for the parameters, no node names, and images (N, 3, H, W).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 CHANNELS = 3
+
+PARAMETERS = ("scale", "B", "mean", "var")
 
 
 def parameters(channels: int = CHANNELS, dtype: str = "float32") -> dict[str, np.ndarray]:
@@ -86,3 +93,61 @@ def single(
 def flag(name: str) -> onnx.ValueInfoProto:
     """A scalar boolean input."""
     return helper.make_tensor_value_info(name, TensorProto.BOOL, [])
+
+
+def named_parameters(channels: int = CHANNELS, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """`parameters` by ONNX's own names."""
+    arrays = parameters(channels, np.dtype(dtype).name)
+    return dict(zip(PARAMETERS, arrays.values(), strict=True))
+
+
+def plain_node(
+    outputs: Sequence[str] = ("y",), *, x: str = "x", **attributes: Any
+) -> onnx.NodeProto:
+    """A node without a name, of parameters with ONNX's own names."""
+    return helper.make_node("BatchNormalization", [x, *PARAMETERS], list(outputs), **attributes)
+
+
+def plain_model(
+    nodes: Sequence[onnx.NodeProto],
+    initializers: Mapping[str, np.ndarray] | None = None,
+    *,
+    opset: int = 15,
+    shape: Sequence[int | str | None] = ("N", CHANNELS, "H", "W"),
+    dtype: int = TensorProto.FLOAT,
+    functions: Sequence[onnx.FunctionProto] = (),
+) -> onnx.ModelProto:
+    """A model from x to y; the initializers are `named_parameters` unless given."""
+    return make_model(
+        nodes,
+        arrays=named_parameters() if initializers is None else dict(initializers),
+        opset=opset,
+        shape=shape,
+        dtype=helper.tensor_dtype_to_np_dtype(dtype).name,
+        functions=functions,
+    )
+
+
+def of_opset(
+    opset: int = 15, outputs: Sequence[str] = ("y",), **attributes: Any
+) -> onnx.ModelProto:
+    """A model of one `plain_node`."""
+    if opset < 6:
+        attributes.setdefault("consumed_inputs", [0, 0, 0, 1, 1])
+    return plain_model([plain_node(outputs, **attributes)], opset=opset)
+
+
+def run(
+    proto: onnx.ModelProto, x: np.ndarray, *, optimize: bool = True, times: int = 1
+) -> dict[str, np.ndarray]:
+    """The outputs, by name, of the last of some runs of one CPU session."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    for _ in range(times):
+        values = session.run(None, {"x": x})
+    return dict(zip([output.name for output in session.get_outputs()], values, strict=True))

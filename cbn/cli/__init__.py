@@ -16,8 +16,12 @@ from cbn._version import __version__
 from cbn.cli.check import check
 from cbn.cli.errors import CommandGroup
 from cbn.cli.export import export
+from cbn.cli.fold import fold
+from cbn.cli.freeze import freeze
 from cbn.cli.info import info
 from cbn.cli.inspect import inspect
+from cbn.cli.lint import lint
+from cbn.cli.lower import lower
 
 __all__ = ["app"]
 
@@ -49,11 +53,15 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Batch normalization for people who ship models: look at, check and make ONNX files."""
+    """Batch normalization for people who ship models: inspect, check, repair, make."""
 
 
-# Look, then prove, then make: the order in which the help lists them.
+# Look, then prove, then repair, then make: the order in which the help lists them.
 app.command()(inspect)
+app.command()(lint)
 app.command()(check)
+app.command()(freeze)
+app.command()(lower)
+app.command()(fold)
 app.command()(export)
 app.command()(info)

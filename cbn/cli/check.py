@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from cbn.cli.errors import DOES_NOT_HOLD, about
-from cbn.cli.options import AsJson, Model, Provider, ProviderChoice, Threads
+from cbn.cli.options import AsJson, Data, Model, Provider, ProviderChoice, Seed, Threads
 from cbn.cli.output import count, print_json, print_verdict, working
 from cbn.cli.tables import print_report
 
@@ -20,20 +19,9 @@ __all__ = ["check"]
 
 def check(
     model: Model,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            metavar="FILE",
-            help="Inputs for the model: .npz with an array for each input (first axis the "
-            "samples), .npy for a model of one input, onnx test data (.pb or its folder).",
-            show_default="seeded random inputs that fit the model's declared shapes",
-        ),
-    ] = None,
+    data: Data = None,
     provider: Provider = ProviderChoice.cpu,
-    seed: Annotated[
-        int, typer.Option("--seed", metavar="N", min=0, help="Seed of the random inputs.")
-    ] = 0,
+    seed: Seed = 0,
     threads: Threads = None,
     as_json: AsJson = False,
 ) -> None:

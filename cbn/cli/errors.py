@@ -36,8 +36,8 @@ def about(*paths: Path | None) -> Iterator[None]:
 class CommandGroup(TyperGroup):
     """The commands of ``cbn``, with one answer to bad input for all of them.
 
-    ``ValueError``, ``TypeError``, ``OSError`` and ``ProviderError``, which is what cbn raises for
-    bad input, become one line on stderr. Anything else is a defect and keeps its traceback.
+    ``ValueError``, ``TypeError`` and ``OSError``, which is what cbn raises for bad input, become
+    one line on stderr. Anything else is a defect and keeps its traceback.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -57,17 +57,11 @@ class CommandGroup(TyperGroup):
             print("cbn: interrupted", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            if not _is_bad_input(error) or os.environ.get("CBN_TRACEBACK"):
+            bad_input = isinstance(error, ValueError | TypeError | OSError)
+            if not bad_input or os.environ.get("CBN_TRACEBACK"):
                 raise
             print(f"cbn: error: {_one_line(error)}", file=sys.stderr)
             raise typer.Exit(BAD_INPUT) from None
-
-
-def _is_bad_input(error: Exception) -> bool:
-    if isinstance(error, ValueError | TypeError | OSError):
-        return True
-    export = sys.modules.get("cbn.export")  # whoever raised its error has imported it
-    return export is not None and isinstance(error, export.ProviderError)
 
 
 def _one_line(error: Exception) -> str:

@@ -8,7 +8,18 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["AsJson", "Model", "Provider", "ProviderChoice", "Threads"]
+__all__ = [
+    "AsJson",
+    "Data",
+    "Force",
+    "Model",
+    "Nodes",
+    "Output",
+    "Provider",
+    "ProviderChoice",
+    "Seed",
+    "Threads",
+]
 
 
 class ProviderChoice(enum.StrEnum):
@@ -42,5 +53,43 @@ Threads = Annotated[
         min=1,
         help="Threads for onnxruntime and for cbn.",
         show_default="what the machine and OMP_NUM_THREADS allow",
+    ),
+]
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="FILE",
+        help="Inputs for the model: .npz with an array for each input (first axis the "
+        "samples), .npy for a model of one input, onnx test data (.pb or its folder).",
+        show_default="seeded random inputs that fit the model's declared shapes",
+    ),
+]
+
+Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of the random inputs.")]
+
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="OUT",
+        help="The ONNX file to write; never the input.",
+        show_default=False,
+    ),
+]
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Write the model even if the proof does not hold.")
+]
+
+Nodes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--node",
+        metavar="NAME",
+        help="Only this node, as cbn inspect names it; may be given again.",
+        show_default="every node",
     ),
 ]

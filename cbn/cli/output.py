@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 __all__ = [
@@ -44,12 +45,14 @@ def print_verdict(ok: bool, text: str) -> None:
 
 @contextmanager
 def working(message: str) -> Iterator[None]:
-    """Show that a command is at work, on a terminal alone, and leave nothing behind."""
+    """Show on a terminal that a command is at work and for how long; leave nothing behind."""
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         yield
         return
-    with console.status(Text(printable(message))):
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task(printable(message), total=None)
         yield
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,8 +23,6 @@ INDENT = 2  # of what stands under a name
 
 # ASCII, so that a table reads the same whatever the terminal's encoding.
 _RULED_HEADER = Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
-
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?(e[-+]?\d+)?|inf|nan)|[-?]", re.IGNORECASE)
 
 
 class _Column(NamedTuple):
@@ -77,13 +74,15 @@ def print_table(
 
 
 def _column(title: str, texts: Sequence[str]) -> _Column:
+    from cbn.export.results import is_numeric
+
     lines = [Text(line) for line in title.split("\n")]
     shown = [Text(printable(text)) for text in texts]
     return _Column(
         title=Text("\n").join(lines),
         texts=shown,
         width=max(text.cell_len for text in (*lines, *shown)),
-        numeric=all(map(_NUMBER.fullmatch, texts)) and any(map(str.isalnum, "".join(texts))),
+        numeric=is_numeric(texts),
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 
 import cbn
 
-COMMANDS = ("inspect", "check", "export", "info")
+COMMANDS = ("inspect", "lint", "check", "freeze", "lower", "fold", "export", "info")
 
 
 def test_version(command):

@@ -6,9 +6,9 @@ import copy
 import itertools
 from typing import Any
 
-import batchnorm_models
 import numpy as np
 import onnx
+import onnx_models
 import oracles
 import pytest
 
@@ -36,7 +36,7 @@ def layer(rank: int = 4, *, fresh: bool = False, **options: Any) -> Layer:
         state = dict(
             zip(
                 ("weight", "bias", "running_mean", "running_var"),
-                batchnorm_models.parameters(CHANNELS, np.float64).values(),
+                onnx_models.named_parameters(CHANNELS, np.float64).values(),
                 strict=True,
             )
         )
@@ -90,7 +90,7 @@ def test_eval(opset: int, form: Any) -> None:
     for rank, dtype, last in itertools.product(SHAPES, DTYPES, (False, True)):
         bn = layer(rank, dtype=dtype, channels_last=last).eval()
         x = data(bn, rank)
-        got = batchnorm_models.run(to_onnx(bn, opset, form, rank=rank), x)
+        got = onnx_models.run(to_onnx(bn, opset, form, rank=rank), x)
         assert list(got) == ["y"]
         assert output_error(got["y"], bn, x, form) <= EVAL_ULP, (rank, dtype, last)
 
@@ -103,7 +103,7 @@ def test_training(opset: int, form: Any) -> None:
         x = data(bn, rank)
         depth = summation_depth(SHAPES[rank], x.dtype)
         # The second run of a session: a state that it hides would show.
-        got = batchnorm_models.run(to_onnx(bn, opset, form, rank=rank), x, times=2)
+        got = onnx_models.run(to_onnx(bn, opset, form, rank=rank), x, times=2)
         assert output_error(got["y"], bn, x, form) <= training_ulp(depth), (rank, dtype, last)
         assert running_error(got, bn, x) <= running_ulp(depth), (rank, dtype, last)
 
@@ -118,8 +118,8 @@ def test_onnxruntime_carries_nothing_from_one_run_to_the_next(
     bn = layer(fresh=True, track_running_stats=track)
     x = data(bn, 4)
     model = to_onnx(bn, opset)
-    once = batchnorm_models.run(model, x, optimize=optimize)
-    again = batchnorm_models.run(model, x, optimize=optimize, times=3)
+    once = onnx_models.run(model, x, optimize=optimize)
+    again = onnx_models.run(model, x, optimize=optimize, times=3)
     for name, array in once.items():
         np.testing.assert_array_equal(array, again[name])
     assert output_error(again["y"], bn, x) <= training_ulp(summation_depth(x.shape, x.dtype))
@@ -130,7 +130,7 @@ def test_onnxruntime_carries_nothing_from_one_run_to_the_next(
 def test_the_affine_form_is_the_fused_layer_to_the_bit(opset: int, dtype: str) -> None:
     bn = layer(dtype=dtype).eval()
     x = data(bn, 4)
-    got = batchnorm_models.run(to_onnx(bn, opset, "affine"), x, optimize=False)
+    got = onnx_models.run(to_onnx(bn, opset, "affine"), x, optimize=False)
     np.testing.assert_array_equal(got["y"], bn.fuse()(x))
 
 
@@ -138,7 +138,7 @@ def test_the_affine_form_is_the_fused_layer_to_the_bit(opset: int, dtype: str) -
 def test_without_running_statistics_eval_takes_the_batch_s(form: Any) -> None:
     bn = layer(track_running_stats=False).eval()
     x = data(bn, 4)
-    got = batchnorm_models.run(to_onnx(bn, form=form), x)
+    got = onnx_models.run(to_onnx(bn, form=form), x)
     assert list(got) == ["y"]
     assert output_error(got["y"], bn, x, form) <= training_ulp(summation_depth(x.shape, x.dtype))
 
@@ -147,7 +147,7 @@ def test_without_running_statistics_eval_takes_the_batch_s(form: Any) -> None:
 def test_without_weight_and_bias(form: Any) -> None:
     bn = layer(affine=False).eval()
     x = data(bn, 4)
-    y = batchnorm_models.run(to_onnx(bn, form=form), x)["y"]
+    y = onnx_models.run(to_onnx(bn, form=form), x)["y"]
     assert output_error(y, bn, x, form) <= EVAL_ULP
 
 
@@ -155,7 +155,7 @@ def test_without_weight_and_bias(form: Any) -> None:
 def test_primitives_keep_their_precision_far_from_zero(mean: float) -> None:
     bn = layer(fresh=True)
     x = (oracles.array((8, 3, 6, 6)) + np.float32(mean)).astype(np.float32)
-    y = batchnorm_models.run(to_onnx(bn, form="primitives"), x)["y"]
+    y = onnx_models.run(to_onnx(bn, form="primitives"), x)["y"]
     assert output_error(y, bn, x, "primitives") <= training_ulp(summation_depth(x.shape, x.dtype))
 
 
@@ -163,7 +163,7 @@ def test_primitives_keep_their_precision_far_from_zero(mean: float) -> None:
 def test_running_var_by_onnx_s_own_rule(form: Any) -> None:
     bn = layer(dtype="float64")
     x = data(bn, 4)
-    got = batchnorm_models.run(to_onnx(bn, form=form, unbiased_running_var=False), x)
+    got = onnx_models.run(to_onnx(bn, form=form, unbiased_running_var=False), x)
     _, var, _ = oracles.statistics(x)
     assert list(got) == ["y", "running_mean", "running_var"]
     expected = oracles.running(bn.running_var, var, MOMENTUM)
@@ -173,8 +173,8 @@ def test_running_var_by_onnx_s_own_rule(form: Any) -> None:
 def test_the_node_s_own_running_var_is_an_output_beside_the_unbiased_one() -> None:
     bn = layer(dtype="float64")
     x = data(bn, 4)
-    both = batchnorm_models.run(to_onnx(bn), x)
-    own = batchnorm_models.run(to_onnx(bn, unbiased_running_var=False), x)
+    both = onnx_models.run(to_onnx(bn), x)
+    own = onnx_models.run(to_onnx(bn, unbiased_running_var=False), x)
     assert list(both) == ["y", "running_mean", "running_var", "running_var_population"]
     np.testing.assert_array_equal(both["running_var_population"], own["running_var"])
 
@@ -184,7 +184,7 @@ def test_a_cumulative_average_weighs_the_next_batch(tracked: int) -> None:
     bn = layer(momentum=None)
     bn.num_batches_tracked = tracked
     x = data(bn, 4)
-    got = batchnorm_models.run(to_onnx(bn), x)
+    got = onnx_models.run(to_onnx(bn), x)
     assert running_error(got, bn, x) <= running_ulp(summation_depth(x.shape, x.dtype))
 
 
@@ -285,3 +285,26 @@ def test_statistics_that_cannot_be_normalized_with(var: float, form: Any) -> Non
     bn.running_var = np.array([1.0, var, 1.0])
     with pytest.raises(ValueError, match="running_var"):
         to_onnx(bn, form=form)
+
+
+@pytest.mark.parametrize("form", ["affine", "primitives"])
+def test_16_bit_layers_are_spelled_out_in_float32(form: str) -> None:
+    bn = cbn.BatchNorm2d(CHANNELS, dtype="float16").eval()
+    bn.running_mean[:], bn.running_var[:] = 200, 2
+    x = np.random.default_rng(0).normal(200, 1.5, (4, CHANNELS, 5, 2)).astype(np.float16)
+    found = onnx_models.run(to_onnx(bn, form=form), x)["y"]
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, bn(x))
+
+
+def test_16_bit_layers_in_training_mode() -> None:
+    bn = cbn.BatchNorm2d(CHANNELS, dtype="float16")
+    with pytest.raises(ValueError, match="form 'batchnorm' in training mode cannot be float16"):
+        to_onnx(bn)
+    x = np.random.default_rng(0).normal(200, 1.5, (4, CHANNELS, 5, 2)).astype(np.float16)
+    found = onnx_models.run(to_onnx(bn, form="primitives"), x)
+    expected = bn(x)
+    assert np.abs(found["y"] - expected).max() <= np.spacing(np.float16(np.abs(expected).max()))
+    for name in ("running_mean", "running_var"):
+        wanted = getattr(bn, name).astype(np.float16)
+        assert np.abs(found[name] - wanted).max() <= np.spacing(np.abs(wanted).max())

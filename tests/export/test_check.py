@@ -313,6 +313,32 @@ def test_no_batch_normalization_is_an_error():
         crosscheck(model)
 
 
+def test_no_batch_normalization_in_a_file_names_the_file(tmp_path):
+    path = tmp_path / "folded.onnx"
+    onnx.save(onnx_models.make_model([helper.make_node("Abs", ["x"], ["y"])]), path)
+    with pytest.raises(ModelError, match=r"folded\.onnx has no BatchNormalization node"):
+        crosscheck(path)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_float16_layer(training):
+    layer = cbn.BatchNorm2d(3, dtype="float16").train(training)
+    x = np.random.default_rng(0).normal(3, 2, (4, 3, 5, 5)).astype(np.float16)
+    assert crosscheck(layer, x)
+
+
+def test_a_bfloat16_layer_is_refused():
+    with pytest.raises(ModelError, match="no BatchNormalization of bfloat16 on the CPU"):
+        crosscheck(cbn.BatchNorm2d(3, dtype="bfloat16"))
+
+
+def test_a_negative_variance_is_a_row_that_says_so():
+    arrays = onnx_models.parameters() | {"v": np.array([1, -1, 1], np.float32)}
+    (row,) = rows(crosscheck(onnx_models.single(arrays=arrays), X), "node")
+    assert not row.ok
+    assert "running_var: expected values >= 0, got -1.0 at channel 1" in row.remark
+
+
 @pytest.mark.parametrize("opset", [1, 6])
 def test_an_opset_that_onnxruntime_cannot_run_is_an_error(opset):
     with pytest.raises(ModelError, match=f"'bn_y' is BatchNormalization of opset {opset}.*opset 7"):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import batchnorm_models
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_models
 import pytest
 
 from cbn.export.files import ModelError, load, save
@@ -16,8 +16,8 @@ from cbn.export.files import ModelError, load, save
 
 @pytest.fixture
 def proto() -> onnx.ModelProto:
-    return batchnorm_models.model(
-        [batchnorm_models.node()], batchnorm_models.parameters(100), shape=("N", 100, "H", "W")
+    return onnx_models.plain_model(
+        [onnx_models.plain_node()], onnx_models.named_parameters(100), shape=("N", 100, "H", "W")
     )
 
 
@@ -37,7 +37,7 @@ def scale(model: ir.Model) -> np.ndarray:
     return model.graph.initializers["scale"].const_value.numpy()
 
 
-SCALE = batchnorm_models.parameters(100)["scale"]
+SCALE = onnx_models.named_parameters(100)["scale"]
 
 
 def test_every_accepted_kind_opens(proto: onnx.ModelProto, tmp_path: Path) -> None:
@@ -96,6 +96,68 @@ def test_the_body_of_a_function_is_looked_at_too(proto: onnx.ModelProto) -> None
     proto.functions.append(onnx.helper.make_function("local", "F", ["x"], ["y"], [body], imports))
     with pytest.raises(ModelError, match="Relu '' reads 'none', which nothing makes"):
         load(proto)
+
+
+def test_nodes_that_wait_for_each_other(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = "b"
+    proto.graph.node.extend(
+        [onnx.helper.make_node("Abs", ["y"], ["a"]), onnx.helper.make_node("Abs", ["a"], ["b"])]
+    )
+    with pytest.raises(ModelError, match="waits for its own result, in a cycle"):
+        load(proto)
+
+
+def test_a_cycle_through_a_subgraph(proto: onnx.ModelProto) -> None:
+    inner = onnx.helper.make_graph(
+        [onnx.helper.make_node("Abs", ["later"], ["t"])],
+        "inner",
+        [],
+        [onnx.helper.make_tensor_value_info("t", onnx.TensorProto.FLOAT, None)],
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    choice = onnx.helper.make_node("If", ["yes"], ["i"], then_branch=inner, else_branch=inner)
+    proto.graph.node.extend([choice, onnx.helper.make_node("Abs", ["i"], ["later"])])
+    with pytest.raises(ModelError, match="in a cycle"):
+        load(proto)
+
+
+def test_nodes_in_another_order_are_no_cycle(proto: onnx.ModelProto) -> None:
+    proto.graph.node[0].input[0] = "h"
+    proto.graph.node.append(onnx.helper.make_node("Abs", ["x"], ["h"]))
+    assert len(load(proto).graph) == 2
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("node", "'y' is made twice, by BatchNormalization '' and Abs 'again'"),
+        ("initializer", "'scale' is made twice, by an initializer and an initializer"),
+        ("input", "'x' is made twice, by a graph input and a graph input"),
+        ("node over input", "'x' is made twice, by a graph input and Abs 'again'"),
+    ],
+)
+def test_a_value_that_is_made_twice(proto: onnx.ModelProto, what: str, message: str) -> None:
+    if what == "initializer":
+        proto.graph.initializer.append(proto.graph.initializer[0])
+    elif what == "input":
+        proto.graph.input.append(proto.graph.input[0])
+    else:
+        name = "y" if what == "node" else "x"
+        proto.graph.node.append(onnx.helper.make_node("Abs", ["x"], [name], name="again"))
+    with pytest.raises(ModelError, match=message):
+        load(proto)
+
+
+def test_an_output_that_nothing_makes(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "nowhere"
+    with pytest.raises(ModelError, match="nothing makes the output 'nowhere'"):
+        load(proto)
+
+
+def test_an_operator_whose_name_is_no_text(proto: onnx.ModelProto) -> None:
+    content = proto.SerializeToString().replace(b"BatchNormalization", b"BatchNormalizatio\xff")
+    with pytest.raises(ModelError, match=r"no operator|not an ONNX model"):
+        load(content)
 
 
 def test_bytes_that_are_no_model() -> None:
@@ -187,6 +249,15 @@ def test_save_does_not_overwrite_weights_in_use(proto: onnx.ModelProto, tmp_path
     with pytest.raises(ModelError, match=r"m\.onnx\.data holds this model's own weights"):
         save(load(first), first)
     np.testing.assert_array_equal(scale(load(first)), SCALE)
+
+
+def test_save_does_not_overwrite_the_weights_with_the_model(
+    proto: onnx.ModelProto, tmp_path: Path
+) -> None:
+    path = external(proto, tmp_path / "m.onnx")
+    with pytest.raises(ModelError, match="holds this model's own weights"):
+        save(load(path), tmp_path / "m.onnx.weights")
+    np.testing.assert_array_equal(scale(load(path)), SCALE)
 
 
 def test_a_failed_save_leaves_nothing_and_keeps_the_old(

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import batchnorm_models
 import numpy as np
 import onnx
+import onnx_models
 import pytest
 from onnx import TensorProto, helper
 
@@ -29,8 +29,8 @@ def codes(proto: onnx.ModelProto) -> set[str]:
 
 
 def with_parameters(opset: int = 15, **changed: Any) -> onnx.ModelProto:
-    stored = {**batchnorm_models.parameters(), **changed}
-    return batchnorm_models.model([batchnorm_models.node(epsilon=0.5)], stored, opset=opset)
+    stored = {**onnx_models.named_parameters(), **changed}
+    return onnx_models.plain_model([onnx_models.plain_node(epsilon=0.5)], stored, opset=opset)
 
 
 def test_a_row_says_what_a_reader_asks() -> None:
@@ -42,18 +42,48 @@ def test_a_row_says_what_a_reader_asks() -> None:
     assert set(found.sources.values()) == {"initializer"}
     assert found.remarks == ()
     assert found.ok
-    assert found.cells() == ("y", "3", "15", "eval", "initializer", "0.25 .. 4", "-")
+    shown = ("y", "3", "15", "eval", "initializer", "0.25 .. 4", "graph input", "graph output")
+    assert found.cells()[:8] == shown
+    assert found.cells()[9] == "-"
+
+
+def test_a_row_says_what_stands_around_the_node_and_where_it_folds() -> None:
+    weight = np.ones((3, 3, 1, 1), np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["h"], name="conv"),
+        onnx_models.plain_node(["n"], x="h"),
+        helper.make_node("Relu", ["n"], ["y"], name="relu"),
+        helper.make_node("Abs", ["n"], ["z"], name="abs"),
+    ]
+    found = row(onnx_models.plain_model(nodes, {**onnx_models.named_parameters(), "w": weight}))
+    assert found.producer == "Conv 'conv'"
+    assert found.consumers == ("Relu 'relu'", "Abs 'abs'")
+    assert (found.folds, found.folding) == (True, "into Conv 'conv'")
+    assert found.cells()[8] == "into Conv 'conv'"
+
+
+def test_a_row_says_why_a_node_does_not_fold() -> None:
+    found = row(onnx_models.of_opset(15, ["y", "m", "v"], training_mode=1))
+    assert found.folds is False
+    assert "training mode" in found.folding
+    assert found.cells()[8].startswith("no: ")
+
+
+def test_a_broken_node_is_still_shown() -> None:
+    found = row(with_parameters(mean=np.zeros(2, np.float32)))
+    assert found.folds is None
+    assert "expected mean of shape [3], got [2]" in found.folding
 
 
 def test_a_model_without_nodes_says_why() -> None:
-    report = inspect(batchnorm_models.model([helper.make_node("Relu", ["x"], ["y"])], {}))
+    report = inspect(onnx_models.plain_model([helper.make_node("Relu", ["x"], ["y"])], {}))
     assert len(report) == 0
     assert "no BatchNormalization node: probably folded by the exporter" in str(report)
     assert report.to_dict()["message"] == str(report)
 
 
 def test_the_table_ends_with_what_its_remarks_mean() -> None:
-    report = inspect(batchnorm_models.batch_norm(15, ["y", "m", "v"], training_mode=1))
+    report = inspect(onnx_models.of_opset(15, ["y", "m", "v"], training_mode=1))
     table, _, meanings = str(report).partition("\n\n")
     assert "training-mode" in table
     assert meanings.startswith("training-mode: normalizes with the batch's statistics")
@@ -85,10 +115,10 @@ def test_training_mode() -> None:
 
 
 def test_running_statistics_that_are_no_outputs() -> None:
-    proto = batchnorm_models.batch_norm(15, ["y", "m", "v"], training_mode=1)
+    proto = onnx_models.of_opset(15, ["y", "m", "v"], training_mode=1)
     assert codes(proto) == {"training-mode", "hidden-state"}
     x = np.random.default_rng(0).normal(3, 2, (4, 3, 5, 5)).astype(np.float32)
-    shared = batchnorm_models.model(
+    shared = onnx_models.plain_model(
         [
             helper.make_node(
                 "BatchNormalization", ["x", "v", "m", "m", "v"], ["y", "a", "b"], training_mode=1
@@ -96,17 +126,17 @@ def test_running_statistics_that_are_no_outputs() -> None:
         ],
         {"m": np.zeros(3, np.float32), "v": np.ones(3, np.float32)},
     )
-    once, again = (batchnorm_models.run(shared, x, times=times)["y"] for times in (1, 2))
+    once, again = (onnx_models.run(shared, x, times=times)["y"] for times in (1, 2))
     assert not np.array_equal(once, again), "onnxruntime no longer does this: the remark can go"
 
 
 def test_statistics_per_activation_and_old_opsets() -> None:
-    assert codes(batchnorm_models.batch_norm(6, is_test=1, spatial=0)) == {"spatial-0", "old-opset"}
-    assert codes(batchnorm_models.batch_norm(7, spatial=0)) == {"spatial-0"}
+    assert codes(onnx_models.of_opset(6, is_test=1, spatial=0)) == {"spatial-0", "old-opset"}
+    assert codes(onnx_models.of_opset(7, spatial=0)) == {"spatial-0"}
 
 
 def test_parameters_from_outside() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     proto.graph.input.append(helper.make_tensor_value_info("var", TensorProto.FLOAT, [3]))
     assert codes(proto) == {"overridable"}
     del proto.graph.initializer[3]
@@ -117,8 +147,8 @@ def test_parameters_from_outside() -> None:
 
 
 def test_statistics_of_two_nodes() -> None:
-    nodes = [batchnorm_models.node(["h"]), batchnorm_models.node(["y"], x="h")]
-    report = inspect(batchnorm_models.model(nodes))
+    nodes = [onnx_models.plain_node(["h"]), onnx_models.plain_node(["y"], x="h")]
+    report = inspect(onnx_models.plain_model(nodes))
     assert [[remark.code for remark in row.remarks] for row in report.rows] == [
         ["shared-statistics"]
     ] * 2

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import batchnorm_models
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnx_models
 import pytest
 from onnx import TensorProto, helper
 
@@ -19,21 +19,21 @@ def only(proto: onnx.ModelProto) -> BatchNormNode:
 
 
 def test_what_a_node_says() -> None:
-    proto = batchnorm_models.batch_norm(15, epsilon=0.5, momentum=0.25, name="bn")
+    proto = onnx_models.of_opset(15, epsilon=0.5, momentum=0.25, name="bn")
     node = only(proto)
     assert (node.name, node.path, node.opset, node.version.since) == ("bn", (), 15, 15)
     assert (node.mode, node.eps, node.momentum, node.spatial) == ("eval", 0.5, 0.25, True)
     assert (node.rank, node.input_shape, node.dtype) == (4, ("N", 3, "H", "W"), ir.DataType.FLOAT)
     assert node.num_features == 3
     for name, array in zip(
-        ("scale", "bias", "mean", "var"), batchnorm_models.parameters().values(), strict=True
+        ("scale", "bias", "mean", "var"), onnx_models.named_parameters().values(), strict=True
     ):
         assert node.parameters[name].source == "initializer"
         np.testing.assert_array_equal(node.parameters[name].array, array)
 
 
 def test_what_a_node_leaves_out_is_the_operator_s_default() -> None:
-    node = only(batchnorm_models.batch_norm(15))
+    node = only(onnx_models.of_opset(15))
     assert (node.eps, node.momentum) == (float(np.float32(1e-5)), float(np.float32(0.9)))
 
 
@@ -57,51 +57,51 @@ def test_what_a_node_leaves_out_is_the_operator_s_default() -> None:
 def test_the_mode_by_the_opset_s_own_rule(
     opset: int, outputs: list[str], attributes: dict[str, int], mode: str
 ) -> None:
-    assert only(batchnorm_models.batch_norm(opset, outputs, **attributes)).mode == mode
+    assert only(onnx_models.of_opset(opset, outputs, **attributes)).mode == mode
 
 
 @pytest.mark.parametrize("opset", [1, 6, 7, 8])
 def test_spatial_exists_up_to_opset_8(opset: int) -> None:
-    assert not only(batchnorm_models.batch_norm(opset, spatial=0)).spatial
-    assert only(batchnorm_models.batch_norm(opset)).spatial
+    assert not only(onnx_models.of_opset(opset, spatial=0)).spatial
+    assert only(onnx_models.of_opset(opset)).spatial
 
 
 def test_the_default_domain_has_two_names() -> None:
-    proto = batchnorm_models.batch_norm(13)
+    proto = onnx_models.of_opset(13)
     proto.opset_import[0].domain = "ai.onnx"
     proto.graph.node[0].domain = "ai.onnx"
     assert only(proto).opset == 13
 
 
 def test_other_domains_and_operators_are_not_batch_norms() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     proto.graph.node[0].domain = "com.example"
     assert find_nodes(proto) == []
-    assert find_nodes(batchnorm_models.model([helper.make_node("Relu", ["x"], ["y"])], {})) == []
+    assert find_nodes(onnx_models.plain_model([helper.make_node("Relu", ["x"], ["y"])], {})) == []
 
 
 def test_names_are_unique_and_the_same_on_every_reading() -> None:
     nodes = [
-        batchnorm_models.node(["a"], name="bn"),
-        batchnorm_models.node(["b"], x="a", name="bn"),
-        batchnorm_models.node(["y"], x="b"),
+        onnx_models.plain_node(["a"], name="bn"),
+        onnx_models.plain_node(["b"], x="a", name="bn"),
+        onnx_models.plain_node(["y"], x="b"),
     ]
-    proto = batchnorm_models.model(nodes)
+    proto = onnx_models.plain_model(nodes)
     assert [node.name for node in find_nodes(proto)] == ["bn", "bn#2", "y"]
     assert [node.name for node in find_nodes(load(proto))] == ["bn", "bn#2", "y"]
 
 
 def branch(name: str) -> onnx.GraphProto:
     output = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
-    return helper.make_graph([batchnorm_models.node([f"{name}_y"], name="bn")], name, [], [output])
+    return helper.make_graph([onnx_models.plain_node([f"{name}_y"], name="bn")], name, [], [output])
 
 
 def test_nodes_of_subgraphs_carry_their_path() -> None:
     choice = helper.make_node(
         "If", ["yes"], ["y"], name="If_0", then_branch=branch("then"), else_branch=branch("else")
     )
-    stored = {**batchnorm_models.parameters(), "yes": np.array(True)}
-    nodes = find_nodes(batchnorm_models.model([choice], stored))
+    stored = {**onnx_models.named_parameters(), "yes": np.array(True)}
+    nodes = find_nodes(onnx_models.plain_model([choice], stored))
     paths = {"If_0.then_branch", "If_0.else_branch"}
     assert {node.name for node in nodes} == {f"{path}/bn" for path in paths}
     assert {node.path for node in nodes} == {(path,) for path in paths}
@@ -124,8 +124,8 @@ def function_model(attribute: onnx.AttributeProto | None = None) -> onnx.ModelPr
         [helper.make_opsetid("", 13)],
         attributes=names,
     )
-    call = helper.make_node("Block", ["x", *batchnorm_models.PARAMETERS], ["y"], domain="local")
-    proto = batchnorm_models.model([call], opset=15, functions=[block])
+    call = helper.make_node("Block", ["x", *onnx_models.PARAMETERS], ["y"], domain="local")
+    proto = onnx_models.plain_model([call], opset=15, functions=[block])
     proto.opset_import.append(helper.make_opsetid("local", 1))
     return proto
 
@@ -150,10 +150,10 @@ def test_the_shape_is_inferred_where_it_is_not_stated() -> None:
     weight = rng.normal(size=(3, 2, 3, 3)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["h"], strides=[2, 2]),
-        batchnorm_models.node(x="h"),
+        onnx_models.plain_node(x="h"),
     ]
-    stored = {**batchnorm_models.parameters(), "w": weight}
-    proto = batchnorm_models.model(nodes, stored, shape=("batch", 2, 9, 9))
+    stored = {**onnx_models.named_parameters(), "w": weight}
+    proto = onnx_models.plain_model(nodes, stored, shape=("batch", 2, 9, 9))
     opened = load(proto)
     (node,) = find_nodes(opened)
     assert (node.input_shape, node.dtype) == (("batch", 3, 4, 4), ir.DataType.FLOAT)
@@ -162,7 +162,7 @@ def test_the_shape_is_inferred_where_it_is_not_stated() -> None:
 
 def test_a_size_of_minus_one_is_open() -> None:
     assert only(
-        batchnorm_models.model([batchnorm_models.node()], shape=(-1, 3, 4, 4))
+        onnx_models.plain_model([onnx_models.plain_node()], shape=(-1, 3, 4, 4))
     ).input_shape == (
         None,
         3,
@@ -173,21 +173,21 @@ def test_a_size_of_minus_one_is_open() -> None:
 
 def test_a_rank_that_nothing_tells() -> None:
     reshape = helper.make_node("Reshape", ["x", "s"], ["h"])
-    proto = batchnorm_models.model([reshape, batchnorm_models.node(x="h")])
+    proto = onnx_models.plain_model([reshape, onnx_models.plain_node(x="h")])
     proto.graph.input.append(helper.make_tensor_value_info("s", TensorProto.INT64, ["r"]))
     node = only(proto)
     assert (node.rank, node.input_shape, node.num_features) == (None, None, 3)
 
 
 def test_a_model_without_an_opset_for_the_node() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     proto.opset_import[0].domain = "com.example"
     with pytest.raises(ModelError, match="imports no ONNX opset"):
         find_nodes(proto)
 
 
 def test_a_node_with_missing_inputs() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     del proto.graph.node[0].input[3:]
     node = only(proto)
     assert [c.source for c in node.parameters.values()] == ["initializer"] * 2 + ["missing"] * 2
@@ -197,7 +197,7 @@ def test_a_node_with_missing_inputs() -> None:
 
 
 def test_an_attribute_of_another_type() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     proto.graph.node[0].attribute.append(helper.make_attribute("epsilon", "small"))
     with pytest.raises(ModelError, match="attribute epsilon of type FLOAT, got STRING"):
         find_nodes(proto)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import batchnorm_models
 import numpy as np
 import onnx
+import onnx_models
 import pytest
 
 from cbn.export import opsets
@@ -84,12 +84,9 @@ def test_an_opset_that_is_no_integer(opset: object) -> None:
 
 def test_the_oldest_opset_built_is_the_oldest_that_onnxruntime_runs() -> None:
     x = np.zeros((2, 3, 4, 4), np.float32)
-    assert (
-        batchnorm_models.run(batchnorm_models.batch_norm(opset=opsets.OLDEST_BUILT), x)["y"].shape
-        == x.shape
-    )
+    assert onnx_models.run(onnx_models.of_opset(opset=opsets.OLDEST_BUILT), x)["y"].shape == x.shape
     with pytest.raises(Exception, match="Could not find an implementation for BatchNormalization"):
-        batchnorm_models.run(batchnorm_models.batch_norm(opset=6, is_test=1), x)
+        onnx_models.run(onnx_models.of_opset(opset=6, is_test=1), x)
 
 
 @pytest.mark.parametrize(("opset", "ir_version"), [(7, 4), (9, 4), (15, 8), (21, 10)])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import batchnorm_models
 import numpy as np
 import onnx
+import onnx_models
 import oracles
 import pytest
 from onnx import TensorProto, numpy_helper
@@ -25,14 +25,14 @@ DATA = Path(onnx.__file__).parent / "backend" / "test" / "data"
 def test_every_opset_in_eval_mode(opset: int) -> None:
     attributes = {"is_test": 1} if opset < 7 else {}
     layers = from_onnx(
-        batchnorm_models.batch_norm(opset, name="bn", epsilon=0.5, momentum=0.75, **attributes)
+        onnx_models.of_opset(opset, name="bn", epsilon=0.5, momentum=0.75, **attributes)
     )
     assert list(layers) == ["bn"]
     bn = layers["bn"]
     assert isinstance(bn, cbn.BatchNorm2d)
     assert (bn.training, bn.eps, bn.momentum, bn.dtype) == (False, 0.5, 0.25, np.float32)
     assert bn.num_batches_tracked == 0
-    stored = batchnorm_models.parameters()
+    stored = onnx_models.named_parameters()
     for key, name in (
         ("weight", "scale"),
         ("bias", "B"),
@@ -53,7 +53,7 @@ def test_every_opset_in_eval_mode(opset: int) -> None:
 def test_a_training_node_makes_a_training_layer(
     opset: int, outputs: list[str], attributes: dict[str, int]
 ) -> None:
-    (bn,) = from_onnx(batchnorm_models.batch_norm(opset, outputs, **attributes)).values()
+    (bn,) = from_onnx(onnx_models.of_opset(opset, outputs, **attributes)).values()
     assert bn.training
 
 
@@ -67,12 +67,12 @@ def test_a_training_node_makes_a_training_layer(
     ],
 )
 def test_the_layer_s_kind_is_the_rank_s(shape: tuple[Any, ...], kind: type) -> None:
-    (bn,) = from_onnx(batchnorm_models.model([batchnorm_models.node()], shape=shape)).values()
+    (bn,) = from_onnx(onnx_models.plain_model([onnx_models.plain_node()], shape=shape)).values()
     assert type(bn) is kind
 
 
 def rankless() -> onnx.ModelProto:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     proto.graph.input[0].type.tensor_type.ClearField("shape")
     return proto
 
@@ -82,7 +82,7 @@ def test_a_rank_that_the_model_does_not_tell_is_asked_for() -> None:
         from_onnx(rankless())
     (bn,) = from_onnx(rankless(), rank=5).values()
     assert isinstance(bn, cbn.BatchNorm3d)
-    (bn,) = from_onnx(batchnorm_models.batch_norm(), rank=5).values()
+    (bn,) = from_onnx(onnx_models.of_opset(), rank=5).values()
     assert isinstance(bn, cbn.BatchNorm2d), "what the model says goes first"
     with pytest.raises(ValueError, match="rank from 2 to 5, got 1"):
         from_onnx(rankless(), rank=1)
@@ -103,20 +103,20 @@ def test_a_layer_comes_back_as_it_went(kind: Any, dtype: str, training: bool) ->
 
 
 def test_eps_and_momentum_are_the_numbers_in_the_file() -> None:
-    (bn,) = from_onnx(batchnorm_models.batch_norm()).values()
+    (bn,) = from_onnx(onnx_models.of_opset()).values()
     assert (bn.eps, bn.momentum) == (float(np.float32(1e-5)), 1 - float(np.float32(0.9)))
 
 
 def test_parameters_of_16_bits_become_float32() -> None:
-    stored = batchnorm_models.parameters(dtype=np.float16)
-    proto = batchnorm_models.model([batchnorm_models.node()], stored, dtype=TensorProto.FLOAT16)
+    stored = onnx_models.named_parameters(dtype=np.float16)
+    proto = onnx_models.plain_model([onnx_models.plain_node()], stored, dtype=TensorProto.FLOAT16)
     (bn,) = from_onnx(proto).values()
     assert bn.dtype == np.float32
     np.testing.assert_array_equal(bn.weight, stored["scale"].astype(np.float32))
 
 
 def test_parameters_that_are_not_constant() -> None:
-    proto = batchnorm_models.batch_norm()
+    proto = onnx_models.of_opset()
     del proto.graph.initializer[2]
     proto.graph.input.append(onnx.helper.make_tensor_value_info("mean", TensorProto.FLOAT, [3]))
     with pytest.raises(ModelError, match="expected a constant mean, got one from: graph input"):
@@ -124,25 +124,25 @@ def test_parameters_that_are_not_constant() -> None:
 
 
 def test_parameters_of_different_shapes() -> None:
-    stored = batchnorm_models.parameters()
-    proto = batchnorm_models.model(
-        [batchnorm_models.node()], {**stored, "var": np.ones(4, np.float32)}
+    stored = onnx_models.named_parameters()
+    proto = onnx_models.plain_model(
+        [onnx_models.plain_node()], {**stored, "var": np.ones(4, np.float32)}
     )
     with pytest.raises(ModelError, match=r"one shape \[C\], got scale \[3\], .* var \[4\]"):
         from_onnx(proto)
 
 
 def test_statistics_per_activation() -> None:
-    stored = {name: a.reshape(3, 1, 1) for name, a in batchnorm_models.parameters().items()}
-    proto = batchnorm_models.model([batchnorm_models.node(spatial=0)], stored, opset=8)
+    stored = {name: a.reshape(3, 1, 1) for name, a in onnx_models.named_parameters().items()}
+    proto = onnx_models.plain_model([onnx_models.plain_node(spatial=0)], stored, opset=8)
     with pytest.raises(ModelError, match=r"per activation \(spatial=0"):
         from_onnx(proto)
     with pytest.raises(ModelError, match="more than 2 dimensions"):
-        from_onnx(batchnorm_models.batch_norm(8, spatial=0))
+        from_onnx(onnx_models.of_opset(8, spatial=0))
 
 
 def test_over_two_dimensions_an_activation_is_a_channel() -> None:
-    proto = batchnorm_models.model([batchnorm_models.node(spatial=0)], opset=8, shape=("N", 3))
+    proto = onnx_models.plain_model([onnx_models.plain_node(spatial=0)], opset=8, shape=("N", 3))
     (bn,) = from_onnx(proto).values()
     assert isinstance(bn, cbn.BatchNorm1d)
 

@@ -71,6 +71,10 @@ def test_unknown_provider_is_an_error():
         make_session(onnx_models.single(), ["NoSuchProvider"])
 
 
+def test_a_provider_that_is_not_there_is_bad_input():
+    assert issubclass(ProviderError, ValueError)
+
+
 @pytest.mark.parametrize(
     ("providers", "error", "match"),
     [
@@ -138,7 +142,7 @@ def test_external_data_is_found(tmp_path, as_model):
 
 def test_a_model_too_large_for_one_message_goes_through_a_file(tmp_path, monkeypatch):
     expected = run_session(make_session(onnx_models.single()), {"x": X})["y"]
-    monkeypatch.setattr(sessions, "_LARGEST_INLINE", 10)
+    monkeypatch.setattr(sessions, "LARGEST_INLINE", 10)
     monkeypatch.setattr(sessions.tempfile, "tempdir", str(tmp_path))
     given = []
     real = onnxruntime.InferenceSession

@@ -1,0 +1,85 @@
+"""What the commands that repair a model share: run, print, write only what is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from cbn.cli.errors import DOES_NOT_HOLD, about
+from cbn.cli.output import count, print_json, print_verdict, printable, working
+from cbn.cli.tables import print_report, print_table
+
+if TYPE_CHECKING:
+    from cbn.export import RewriteResult
+
+__all__ = ["rewrite"]
+
+
+def rewrite(
+    verb: str,
+    model: Path,
+    output: Path,
+    data: Path | None,
+    force: bool,
+    as_json: bool,
+    run: Callable[[], RewriteResult],
+) -> None:
+    """Run a rewrite, print what it did, and write its model if the proof holds or `force` says so.
+
+    Ends with exit code 1 when a node that was to change did not, or the proof does not hold.
+    """
+    from cbn import export
+
+    _require_elsewhere(output, model, data)
+    with working(f"{verb} {model}"), about(model, data):
+        result = run()
+    proved = result.proof is None or bool(result.proof)
+    written = proved or force
+    if written:
+        with working(f"writing {output}"):
+            export.save(result.model, output)
+    if as_json:
+        print_json({**result.to_dict(), "output": str(output) if written else None})
+    else:
+        _print(result, output, written, proved)
+    if not result:
+        raise typer.Exit(DOES_NOT_HOLD)
+
+
+def _require_elsewhere(output: Path, *inputs: Path | None) -> None:
+    """Refuse, before any work, an output that is one of the inputs or has no folder to go to."""
+    for given in inputs:
+        if given is not None and output.exists() and given.exists() and output.samefile(given):
+            raise ValueError(
+                f"{output}: the output would overwrite an input, which is never touched; "
+                "choose another name"
+            )
+    if output.is_dir():
+        raise ValueError(f"{output}: the output is a folder, expected a file name")
+    if not output.parent.is_dir():
+        raise ValueError(f"{output}: there is no folder {output.parent}")
+
+
+def _print(result: RewriteResult, output: Path, written: bool, proved: bool) -> None:
+    print_report(result)
+    for note in result.notes:
+        typer.echo(f"\n{printable(note)}")
+    if result.proof is not None:
+        rows = [row for row in result.proof.rows if row.kind == "output" or not row.ok]
+        if rows:
+            typer.echo()
+            cells = [row.cells() for row in rows]
+            print_table(result.proof.columns, cells, [row.ok for row in rows])
+    typer.echo()
+    failed = sum(not row.ok for row in result.rows)
+    text = result.summary
+    if failed:
+        text = f"{count(failed, 'node')} could not be changed; {text}"
+    print_verdict(result.ok, text)
+    if written:
+        typer.echo(f"{output}: written{'' if proved else ' all the same (--force)'}")
+    else:
+        typer.echo(f"{output}: not written, since the proof does not hold (--force writes it)")
