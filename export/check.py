@@ -22,7 +22,7 @@ from .inputs import Feeds, model_inputs, random_inputs
 from .nodes import BatchNormNode, find_nodes
 from .outputs import OutputCheck, check_outputs
 from .probe import NodeCheck, check_nodes
-from .sessions import Providers, RunError, make_session, run_session
+from .sessions import Providers, RunError, make_session, provider_in_use, run_session
 from .surgery import inline_functions
 from .tolerance import Agreement
 
@@ -156,7 +156,7 @@ def _check_layer(
     session = make_session(model, providers, optimize=False, num_threads=num_threads)
     actual = run_session(session, feeds)
     agreements = _layer_agreements(bn, twin, feeds["x"], actual, expected["y"])
-    provider = session.get_providers()[0]
+    provider = provider_in_use(session, "BatchNormalization")
     own = tuple(
         make_row("layer", name, actual[name].shape, provider, agreement, mode=None)
         for name, agreement in agreements.items()

@@ -72,7 +72,7 @@ def random_inputs(
     batch : int, default: 4
         Size of a symbolic first dimension.
     size : int, default: 32
-        Size of any other symbolic dimension.
+        Size of any other symbolic dimension. Those of one name have one size, that of the first.
 
     Returns
     -------
@@ -87,13 +87,16 @@ def random_inputs(
     """
     generator = np.random.default_rng(seed)
     feeds: Feeds = {}
+    named: dict[str, int] = {}
     for declared in model_inputs(model):
         if declared.shape is None:
             raise ModelError(f"input {declared.name!r} declares no shape: give data for it")
-        shape = [
-            dim if isinstance(dim, int) else size if axis else batch
-            for axis, dim in enumerate(declared.shape)
-        ]
+        shape = []
+        for axis, dim in enumerate(declared.shape):
+            free = size if axis else batch
+            if isinstance(dim, str):
+                free = named.setdefault(dim, free)
+            shape.append(dim if isinstance(dim, int) else free)
         if math.prod(shape) > _LARGEST_RANDOM:
             raise ModelError(
                 f"input {declared.name!r} is {declared}: too large to fill with random numbers"

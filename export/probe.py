@@ -14,7 +14,7 @@ import cbn
 from . import recompute
 from .inputs import Feeds
 from .nodes import BatchNormNode
-from .sessions import Providers, make_session, run_session
+from .sessions import Providers, make_session, provider_in_use, run_session
 from .taps import expose
 from .tolerance import Agreement
 
@@ -112,7 +112,7 @@ def _input_shapes(
     session = make_session(tapped, providers, optimize=False, num_threads=num_threads)
     shapes = run_session(session, feeds, list(outputs.values())) if outputs else {}
     found = {node: tuple(map(int, shapes[outputs[name]])) for node, name in inputs.items()}
-    return found, session.get_providers()[0]
+    return found, provider_in_use(session, "BatchNormalization")
 
 
 def _groups(

@@ -71,9 +71,20 @@ def layer_of(
             "caller of the function that holds it, so it is not one layer"
         )
     parameters = _parameters(node)
-    layer = _kind(node, rank)(
-        len(parameters["weight"]), eps=node.eps, momentum=1.0 - node.momentum, dtype=_dtype(node)
-    )
+    kind = _kind(node, rank)
+    try:
+        layer = kind(
+            len(parameters["weight"]),
+            eps=node.eps,
+            momentum=1.0 - node.momentum,
+            dtype=_dtype(node),
+        )
+    except (TypeError, ValueError) as error:
+        raise ModelError(
+            f"BatchNormalization {node.name!r} (epsilon {node.eps:.9g}, momentum "
+            f"{node.momentum:.9g} in ONNX's sense, {len(parameters['weight'])} channels) is no "
+            f"layer: {error}"
+        ) from error
     layer.load_state_dict(parameters)
     return layer.train(node.mode == "training")
 

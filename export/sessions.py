@@ -23,7 +23,14 @@ except ModuleNotFoundError as error:
         'or "cbn[gpu]" for CUDA'
     ) from error
 
-__all__ = ["ProviderError", "Providers", "RunError", "make_session", "run_session"]
+__all__ = [
+    "ProviderError",
+    "Providers",
+    "RunError",
+    "make_session",
+    "provider_in_use",
+    "run_session",
+]
 
 Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
 
@@ -82,11 +89,14 @@ def make_session(
     wanted, required = _resolve(providers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     level = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     if num_threads is not None:
         options.intra_op_num_threads = _thread_count(num_threads)
-    with _source(load(model)) as (content, folder):
+    loaded = load(model)
+    _refuse_what_crashes(loaded)
+    with _source(loaded) as (content, folder):
         if folder is not None:
             options.add_session_config_entry(
                 "session.model_external_initializers_file_folder_path", folder
@@ -101,8 +111,41 @@ def make_session(
             if required and "ExecutionProvider" in str(error):
                 raise ProviderError(f"{_asked(required)}: {_one_line(error)}") from error
             raise ModelError(f"onnxruntime cannot load the model: {_one_line(error)}") from error
-    _check_in_use(required, session.get_providers())
+    _check_in_use(required, session)
     return session
+
+
+def provider_in_use(session: onnxruntime.InferenceSession, op_type: str | None = None) -> str:
+    """The execution provider that nodes were given to, those of `op_type` where there are any.
+
+    Several are joined by "+". An onnxruntime that does not tell (before 1.24) is taken at the
+    first provider that it lists.
+    """
+    assigned = _assignment(session)
+    chosen = [name for name, op in assigned if op == op_type] or [name for name, _ in assigned]
+    return "+".join(sorted(set(chosen))) or str(session.get_providers()[0])
+
+
+def _assignment(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
+    """Provider and operator of each node, or nothing where onnxruntime does not tell."""
+    tell = getattr(session, "get_provider_graph_assignment_info", None)
+    if tell is None:
+        return []
+    return [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+
+
+def _refuse_what_crashes(model: ir.Model) -> None:
+    """Refuse what onnxruntime 1.32 does not survive: the process would end, with no exception."""
+    for graph in model.graphs():
+        for node in graph:
+            if node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx"):
+                given = [bool(output.name) for output in node.outputs[1:3]]
+                if any(given) and not all([*given, len(given) == 2]):
+                    raise ModelError(
+                        f"node {node.name!r} is in training mode and leaves out one of its outputs "
+                        "running_mean and running_var, on which onnxruntime crashes: give both a "
+                        "name, or neither"
+                    )
 
 
 def run_session(
@@ -168,8 +211,16 @@ def _entry(item: Any) -> str | tuple[str, dict[str, Any]]:
     raise TypeError(f"expected a provider as a name or a pair (name, options), got {item!r}")
 
 
-def _check_in_use(required: Sequence[str], active: Sequence[str]) -> None:
+def _check_in_use(required: Sequence[str], session: onnxruntime.InferenceSession) -> None:
+    active = session.get_providers()
     unused = [name for name in required if name not in active]
+    used = {name for name, _ in _assignment(session)}
+    idle = [name for name in required if name != CPU and used and name not in used]
+    if idle and not unused:
+        raise ProviderError(
+            f"{_asked(required)}: onnxruntime gave no node to {', '.join(idle)}, and all of them "
+            f"to {', '.join(sorted(used))}{_advice(idle)}"
+        )
     if unused:
         raise ProviderError(
             f"{_asked(required)}: onnxruntime could not start {', '.join(unused)} and would use "

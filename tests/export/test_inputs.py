@@ -82,3 +82,16 @@ def test_a_scalar_input_gets_a_scalar():
 def test_what_cannot_be_made_up_is_an_error(extra, match):
     with pytest.raises(ModelError, match=match):
         random_inputs(model_taking(extra))
+
+
+def test_dimensions_of_one_name_have_one_size():
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3]),
+        helper.make_tensor_value_info("z", TensorProto.FLOAT, [3, "N"]),
+    ]
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", "N"])
+    node = helper.make_node("MatMul", ["x", "z"], ["y"])
+    model = helper.make_model(helper.make_graph([node], "g", inputs, [y]))
+    feeds = random_inputs(model)
+    assert feeds["x"].shape == (4, 3)
+    assert feeds["z"].shape == (3, 4)

@@ -184,3 +184,14 @@ def arrays(folder: Path, kind: str) -> list[np.ndarray]:
         numpy_helper.to_array(onnx.load_tensor(path))
         for path in sorted(folder.glob(f"{kind}_*.pb"))
     ]
+
+
+@pytest.mark.parametrize(("attribute", "value"), [("epsilon", -1.0), ("momentum", 2.0)])
+def test_an_attribute_that_no_layer_has_is_named(attribute, value):
+    model = onnx_models.single()
+    node = model.graph.node[0]
+    kept = [a for a in node.attribute if a.name != attribute]
+    del node.attribute[:]
+    node.attribute.extend([*kept, onnx.helper.make_attribute(attribute, value)])
+    with pytest.raises(ModelError, match=f"BatchNormalization .*{attribute} {value:g}"):
+        from_onnx(model)

@@ -11,7 +11,7 @@ import pytest
 
 from cbn.export import sessions
 from cbn.export.files import ModelError
-from cbn.export.sessions import ProviderError, make_session, run_session
+from cbn.export.sessions import ProviderError, make_session, provider_in_use, run_session
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 X = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
@@ -156,3 +156,32 @@ def test_a_model_too_large_for_one_message_goes_through_a_file(tmp_path, monkeyp
     assert given[0].startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
     np.testing.assert_array_equal(run_session(session, {"x": X})["y"], expected)
+
+
+def test_a_provider_that_is_given_no_node_is_refused():
+    other = "AzureExecutionProvider"
+    if other not in onnxruntime.get_available_providers():
+        pytest.skip(f"this onnxruntime has no {other}, the one that takes no ordinary node")
+    with pytest.raises(ProviderError, match=f"gave no node to {other}, and all of them to {CPU}"):
+        make_session(onnx_models.single(), [other])
+
+
+def test_the_provider_in_use_is_that_of_the_nodes():
+    session = make_session(onnx_models.single(), optimize=False)
+    assert provider_in_use(session, "BatchNormalization") == CPU
+
+
+@pytest.mark.parametrize("outputs", [["y", "", "rv"], ["y", "rm", ""], ["y", "rm"]])
+def test_a_training_node_that_would_crash_onnxruntime_is_refused(outputs):
+    inputs = [
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in [("x", [2, 3, 4]), *((name, [3]) for name in ("s", "b", "m", "v"))]
+    ]
+    node = onnx.helper.make_node(
+        "BatchNormalization", ["x", "s", "b", "m", "v"], outputs, name="bn", training_mode=1
+    )
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 3, 4])
+    graph = onnx.helper.make_graph([node], "g", inputs, [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)])
+    with pytest.raises(ModelError, match="node 'bn' is in training mode and leaves out one of its"):
+        make_session(model)
