@@ -238,6 +238,18 @@ def fuse(
                          &coefficients_[0, c], &coefficients_[1, c], &coefficients_[2, c])
 
 
+ctypedef fused wide:
+    float
+    double
+
+
+def move(wide[::1] running, const double[::1] values, double divisor, double momentum):
+    """running = (1 - momentum) * running + momentum * (values / divisor), rounded once."""
+    cdef Py_ssize_t c
+    for c in range(running.shape[0]):
+        running[c] = <wide>((1 - momentum) * running[c] + momentum * (values[c] / divisor))
+
+
 def build():
     """How this module was compiled: bytes in a vector, OpenMP's version (0: serial)."""
     return {"vector_bytes": VECTOR, "openmp": CBN_OPENMP}

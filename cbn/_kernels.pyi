@@ -8,6 +8,7 @@ stats: Mapping[str, Any]
 train: Mapping[str, Any]
 backward: Mapping[str, Any]
 scale: Mapping[str, Any]
+move: Mapping[str, Any]
 
 class AffineMap:
     def prepare(

@@ -15,6 +15,7 @@ __all__ = ["SERIAL_BYTES", "available_threads", "check_num_threads", "threads_fo
 #: microseconds, and whole scheduler slices where another process holds its core.
 SERIAL_BYTES = 1 << 20
 
+_MOST_THREADS = max(8, 2 * (os.cpu_count() or 1))
 _HAS_OPENMP = bool(kernels.build()["openmp"])
 _forked = False
 
@@ -93,4 +94,4 @@ def threads_for(num_threads: int | None, nbytes: int) -> int:
     if num_threads is None:
         return 1 if nbytes <= SERIAL_BYTES else available_threads()
     # OpenMP ends the process where the system refuses it a thread.
-    return 1 if _forked else min(num_threads, max(8, 2 * (os.cpu_count() or 1)))
+    return 1 if _forked else min(num_threads, _MOST_THREADS)

@@ -18,7 +18,7 @@ from ._arrays import (
 )
 from ._dispatch import element_of, kernels, run
 from ._threads import check_num_threads, threads_for
-from .stats import BatchStats, stats_of
+from .stats import stats_of
 
 __all__ = ["batch_norm", "batch_norm_backward"]
 
@@ -106,8 +106,8 @@ def scale_shift(
 
 def normalize_batch(
     x: np.ndarray, parameters: Parameters, eps: float, axis: int, out: Any, num_threads: int | None
-) -> tuple[np.ndarray, BatchStats]:
-    """Normalize x with its own statistics, and return them too.
+) -> tuple[np.ndarray, np.ndarray]:
+    """Normalize x with its own statistics; return also them, (3, C), as the kernels write them.
 
     Raises
     ------
@@ -124,21 +124,30 @@ def normalize_batch(
         run("stats", layout, [x3], [moments], threads)
         check_variance(stats_of(moments, x).var, eps, "variance of x", batch=True)
     run("train", layout, [x3, y3], [*parameters, eps, moments], threads)
-    return result, stats_of(moments, x)
+    return result, moments
 
 
 def update_running(
-    running_mean: np.ndarray, running_var: np.ndarray, stats: BatchStats, momentum: float
+    running_mean: np.ndarray,
+    running_var: np.ndarray,
+    moments: np.ndarray,
+    count: int,
+    momentum: float,
 ) -> None:
     """Move the running statistics, in place, by torch's convention.
 
     `momentum` is the weight of the new value, and the variance that goes in is the sample variance
     (ddof=1). Computed in float64 and rounded once; what is too large becomes infinite, as in torch.
     """
-    keep, unbiased = 1.0 - momentum, stats.unbiased_var
-    with np.errstate(all="ignore"):  # from here on nothing can fail
-        running_mean[...] = keep * running_mean.astype(np.float64) + momentum * stats.mean
-        running_var[...] = keep * running_var.astype(np.float64) + momentum * unbiased
+    pairs = ((running_mean, moments[0], 1.0), (running_var, moments[2], count - 1.0))
+    for running, values, divisor in pairs:
+        element = element_of(running.dtype)
+        if element is not None and element.storage is None and running.flags.c_contiguous:
+            kernels.move[element.special](running, values, divisor, momentum)
+        else:
+            with np.errstate(all="ignore"):
+                moved = momentum * (values / divisor)
+                running[...] = (1.0 - momentum) * running.astype(np.float64) + moved
 
 
 def batch_norm(
@@ -228,8 +237,8 @@ def batch_norm(
         )
         return scale_shift(array, mab, axis, out, num_threads)
     _check_apart(mean, var, array, out)
-    result, stats = normalize_batch(array, parameters, eps, axis, out, num_threads)
-    update_running(mean, var, stats, momentum)
+    result, moments = normalize_batch(array, parameters, eps, axis, out, num_threads)
+    update_running(mean, var, moments, array.size // channels, momentum)
     return result
 
 

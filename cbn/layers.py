@@ -28,7 +28,7 @@ from .functional import (
     update_running,
 )
 from .scale_shift import ScaleShift
-from .stats import BatchStats, batch_stats
+from .stats import BatchStats, batch_stats, stats_of
 
 __all__ = ["BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d"]
 
@@ -130,7 +130,7 @@ class BatchNorm:
             raise ValueError(f"num_features: expected an int from 1 to 2**40, got {num_features}")
         self._dtype = check_dtype(dtype)
         self._fast: Any = None
-        self._last: tuple[np.ndarray, BatchStats] | None = None
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
         self.eps = eps
         self.momentum = momentum
         self.channels_last = channels_last
@@ -351,11 +351,11 @@ class BatchNorm:
             self._fast = self._fast_map(mab, array.dtype)
             return scale_shift(array, mab, axis, out, self.num_threads)
         parameters = Parameters.of(self.weight, self.bias, self._num_features)
-        result, stats = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
+        result, moments = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
         if self.training:
-            self.track(stats)
+            self._track(moments, array.size // self._num_features)
             overwritten = out is not None and overlap(array, as_array(result, "out"))
-            self._last = None if overwritten else (array, stats)
+            self._last = None if overwritten else (array, moments)
         return result
 
     def track(self, stats: BatchStats) -> None:
@@ -378,16 +378,22 @@ class BatchNorm:
         """
         if not isinstance(stats, BatchStats):
             raise TypeError(f"stats: expected BatchStats, got {type(stats).__name__}")
-        mean, var = self.running_mean, self.running_var
         if stats.mean.shape != (self._num_features,):
             raise ValueError(
                 f"stats: expected {self._num_features} channels, got {stats.mean.size}"
             )
+        if stats.count < 2:
+            raise ValueError("stats: expected more than 1 value per channel, got 1")
+        self._track(np.stack([stats.mean, np.zeros_like(stats.mean), stats.m2]), stats.count)
+
+    def _track(self, moments: np.ndarray, count: int) -> None:
+        mean, var = self.running_mean, self.running_var
         if mean is None or var is None:
             return
-        tracked = (self.num_batches_tracked or 0) + 1
-        update_running(mean, var, stats, 1.0 / tracked if self.momentum is None else self.momentum)
-        self.num_batches_tracked = tracked
+        tracked = (self._num_batches_tracked or 0) + 1
+        momentum = 1.0 / tracked if self._momentum is None else self._momentum
+        update_running(mean, var, moments, count, momentum)
+        self._num_batches_tracked = tracked
 
     def backward(
         self, dy: Any, x: Any = None, out: Any = None
@@ -430,7 +436,8 @@ class BatchNorm:
                 "before; got None"
             )
         else:
-            array, stats = self._last
+            array, moments = self._last
+            stats = stats_of(moments, array)
         if stats is None:
             mean, var = self._running()
             check_variance(var, self.eps, "running_var")
