@@ -24,7 +24,8 @@ DIRECTIVES = {
 }
 
 # No contraction to FMA: results must be the same bits for every instruction set.
-CFLAGS = ["-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+CFLAGS = ["-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+CFLAGS.append(os.environ.get("CBN_OPTIMIZE", "-O3"))
 
 
 class BuildExt(build_ext):

