@@ -40,6 +40,7 @@ class Value:
     failure: str = ""
     unstable: bool = False
     incomparable: bool = False
+    finite: bool = False
 
 
 class Bench:
@@ -59,13 +60,18 @@ class Bench:
         except ModelError as error:
             self.why_not = str(error)
         self.calculating = sum(1 for _ in before.graph)
+        self.failure = ""
         try:
             make_session(before, providers, optimize=False, num_threads=num_threads)
-            make_session(after, providers, optimize=False, num_threads=num_threads)
         except ModelError as error:
             if self.narrow is None:
                 raise
             self.runs_as_written, self.why_not = False, str(error)
+            return
+        try:
+            make_session(after, providers, optimize=False, num_threads=num_threads)
+        except ModelError as error:
+            self.failure = f"the model before runs, the one after does not: {error}"
 
     @property
     def reference(self) -> str:
@@ -122,6 +128,9 @@ class Bench:
                 value.shape = value.shape or array.shape
                 if array.dtype.kind == "f":
                     value.largest = max(value.largest, _largest(array))
+                    value.finite = value.finite or bool(np.isfinite(array).any())
+                else:
+                    value.finite = True
         return results
 
     def _float64(self, values: list[Value], parts: list[Feeds], reference: list[list[Any]]) -> None:

@@ -93,6 +93,8 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise ModelError(f"cannot write {path}: it is a folder")
+    if target.exists() and not target.is_file():
+        raise ModelError(f"cannot write {path}: it is a device, pipe or socket, not a file")
     if not target.parent.is_dir():
         raise ModelError(f"cannot write {path}: there is no folder {target.parent}")
     data_name = f"{target.name}.data"
@@ -118,6 +120,12 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
             os.replace(written, target)
     except OSError as error:
         raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def weight_files(model: ModelLike) -> list[Path]:
+    """Return the files beside a model that hold its external data."""
+    tensors = (tensor for _, tensor in _tensors(load(model)))
+    return sorted({Path(t.path) for t in tensors if isinstance(t, ir.ExternalTensor)})
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -120,6 +120,8 @@ def prove(
         return ProofReport((), inputs=words, failure=failure)
     parts = _first(batches(feeds, inputs), MOST_SAMPLES)
     bench = Bench(old, new, providers, num_threads)
+    if bench.failure:
+        return ProofReport((), words, bench.reference, failure=bench.failure)
     try:
         waiting = [value for value in values if value.kind == "output"]
         inner = [value for value in values if value.kind == "intermediate"]
@@ -138,6 +140,8 @@ def prove(
 def _judge(value: Value, bench: Bench) -> ProofRow:
     if value.incomparable:
         return _row(value, None, None, False, "not compared: it is a sequence or map, not a tensor")
+    if not value.finite:
+        return _row(value, None, None, False, "not compared: it holds no finite number; give data")
     dtype = value.dtype if value.dtype is not None else np.dtype(np.float32)
     exact = dtype.kind not in "fV"
     unit = (
@@ -168,6 +172,8 @@ def _judge(value: Value, bench: Bench) -> ProofRow:
         )
     elif not remark and value.unstable:
         remark = "two runs of the model before differ on the same input (onnxruntime#29790)"
+    elif not remark and not exact and not value.largest:
+        remark = "little is proved: it is 0 throughout"
     elif not remark and value.moved > value.largest * _LARGEST_PART:
         remark = "little is proved: rounding alone moves this value that much"
     ok = right and runs and not value.failure

@@ -32,8 +32,12 @@ def rewrite(
     Ends with exit code 1 when a node that was to change did not, or the proof does not hold.
     """
     from cbn import export
+    from cbn.export.files import weight_files
 
-    _require_elsewhere(output, model, data)
+    with about(model):
+        held = weight_files(model)
+    for written in (output, output.with_name(f"{output.name}.data")):
+        _require_elsewhere(written, model, data, *held)
     with working(f"{verb} {model}"), about(model, data):
         result = run()
     proved = result.proof is None or bool(result.proof)

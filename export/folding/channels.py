@@ -70,7 +70,9 @@ class ChannelMap:
         """Scale and shift as vectors over one axis; refused when they vary along another."""
         axis = axis + self.rank if axis < 0 else axis
         others = [a for a in self.varies if a != axis]
-        if others or not 0 <= axis < self.rank:
+        if not 0 <= axis < self.rank:
+            raise Refusal(f"what {what} has {self.rank} dimensions, so no axis {axis}")
+        if others:
             raise Refusal(f"its channels lie along axis {others[0]} of what {what}, not {axis}")
         if self.scale.shape[axis] not in (1, size):
             raise Refusal(

@@ -40,9 +40,11 @@ def absorb(norm: Norm, node: ir.Node, index: int, rank: int, plan: Plan, behind:
     Refusal
         When the other input is no constant, or is not one value a channel.
     """
-    constant = _constant(node, index, plan)
-    constant = constant.reshape(_aligned(node, constant, index, rank, plan))
+    stored = _constant(node, index, plan)
+    constant = stored.reshape(_aligned(node, stored, index, rank, plan))
     channels = len(norm.scale)
+    if not behind:
+        _check_growth(node, index, stored, constant, plan)
     if any(
         size not in ((1, channels) if axis == 1 else (1,))
         for axis, size in enumerate(constant.shape)
@@ -65,8 +67,10 @@ def carry(
     Refusal
         When the other input is no constant, or makes the tensor larger.
     """
-    constant = _constant(node, index, plan)
-    constant = constant.reshape(_aligned(node, constant, index, over.rank, plan))
+    stored = _constant(node, index, plan)
+    constant = stored.reshape(_aligned(node, stored, index, over.rank, plan))
+    if direction == "up":
+        _check_growth(node, index, stored, constant, plan)
     sizes = plan.shape_of(node.inputs[index]) or (None,) * over.rank
     for axis, (size, mine) in enumerate(zip(constant.shape, over.scale.shape, strict=True)):
         if size not in (1, mine) and (len(sizes) != over.rank or size != sizes[axis]):
@@ -76,6 +80,25 @@ def carry(
     if direction == "up":  # first the constant, then the map
         return ChannelMap.of(over.scale * scale, over.scale * shift + over.shift)
     return ChannelMap.of(over.scale * scale, over.shift * scale + shift)
+
+
+def _check_growth(
+    node: ir.Node, index: int, stored: np.ndarray, constant: np.ndarray, plan: Plan
+) -> None:
+    """Refuse a constant that gives the result more than its computed operand has.
+
+    A leading dimension or a size that broadcasting adds is lost once the operator is taken out.
+    """
+    if plan.opset < 7 or (stored.size == 1 and stored.ndim < constant.ndim):
+        return  # nothing to add, or an opset that broadcasts the constant alone
+    sizes = plan.shape_of(node.inputs[index])
+    fits = (
+        sizes is not None
+        and len(sizes) == constant.ndim
+        and all(mine in (1, size) for mine, size in zip(constant.shape, sizes, strict=True))
+    )
+    if not fits:
+        raise Refusal(f"the constant of {label(node)} may be larger than what it meets")
 
 
 def computed_input(node: ir.Node) -> int:
