@@ -36,8 +36,8 @@ def rewrite(
 
     with about(model):
         held = weight_files(model)
-    for written in (output, output.with_name(f"{output.name}.data")):
-        _require_elsewhere(written, model, data, *held)
+    for target in (output, output.with_name(f"{output.name}.data")):
+        _require_elsewhere(target, model, data, *held)
     with working(f"{verb} {model}"), about(model, data):
         result = run()
     proved = result.proof is None or bool(result.proof)
