@@ -20,7 +20,7 @@ SHAPE = "4x16x3x5"
 
 def bench(*arguments: str, fails: bool = False) -> subprocess.CompletedProcess[str]:
     """Run ``python -m benchmarks`` as a user does, briefly."""
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join([str(Path(cbn.__file__).parents[1]), str(ROOT)])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "--rounds", "1", "--threads", "1", *arguments],
         cwd=ROOT,
