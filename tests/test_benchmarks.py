@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+import cbn
+
 ROOT = Path(__file__).parents[1]
 CBN, FRESH, COPY = "cbn", "cbn new", "copy"
 SHAPE = "4x16x3x5"
