@@ -66,7 +66,8 @@ def to_ndarray(value: Any, name: str) -> np.ndarray:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
-                f"{name}: {type(value).__name__} cannot be read through __dlpack__: {error}"
+                f"{name}: {type(value).__name__} cannot be read through __dlpack__: {error}; "
+                "give a NumPy array (bfloat16: of ml_dtypes.bfloat16)"
             ) from error
     if hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
         return np.asarray(value)

@@ -94,7 +94,15 @@ def to_onnx(
     """
     if not isinstance(bn, cbn.BatchNorm1d | cbn.BatchNorm2d | cbn.BatchNorm3d):
         raise TypeError(
-            f"expected a BatchNorm1d, BatchNorm2d or BatchNorm3d, got {type(bn).__name__}"
+            "expected a cbn.BatchNorm1d, cbn.BatchNorm2d or cbn.BatchNorm3d, got "
+            f"{type(bn).__module__}.{type(bn).__qualname__}"
+            + (
+                ": make a cbn layer and take over its state with load_state_dict"
+                if hasattr(bn, "state_dict")
+                else ": export the layer that it was fused from, with form='affine'"
+                if isinstance(bn, cbn.ScaleShift)
+                else ""
+            )
         )
     opset = opsets.resolve_opset(opset)
     if form not in get_args(Form):

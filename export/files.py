@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from .soundness import check_definitions, check_graphs, every_graph
+from .soundness import check_definitions, check_graphs, every_graph, first_sparse
 
 __all__ = ["LARGEST_INLINE", "ModelError", "ModelLike", "load", "save"]
 
@@ -45,7 +45,7 @@ def load(model: ModelLike) -> ir.Model:
     Raises
     ------
     ModelError
-        When the file is missing, truncated or not ONNX, its graph reads what nothing makes, makes
+        When the file is missing, truncated, not ONNX or has sparse tensors, its graph reads what nothing makes, makes
         a value twice or goes in a circle, or its external data is missing, too short or outside
         the model's folder.
     TypeError
@@ -62,7 +62,7 @@ def load(model: ModelLike) -> ir.Model:
         return _from_proto(_read(path), str(path), folder=path.absolute().parent)
     raise TypeError(
         "expected a model as a path, bytes, onnx.ModelProto or onnx_ir.Model, "
-        f"got {type(model).__name__}"
+        f"got {type(model).__module__}.{type(model).__qualname__}"
     )
 
 
@@ -160,6 +160,8 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
         raise ModelError(
             f"{name}: not an ONNX model, or a truncated one (it has no graph or no opset import)"
         )
+    if sparse := first_sparse(proto.graph):
+        raise ModelError(f"{name}: sparse tensors are not supported, and {sparse} is one")
     try:
         check_definitions(proto.graph)
         model = ir.from_proto(proto)

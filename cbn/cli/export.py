@@ -82,7 +82,7 @@ def export(
             "--opset",
             metavar="N",
             help="ONNX opset, 7 or later.",
-            show_default="the newest that onnx and onnxruntime both know",
+            show_default="18",
         ),
     ] = None,
     eps: Annotated[

@@ -267,7 +267,7 @@ def test_arguments_that_do_not_fit(arguments: dict[str, Any], message: str) -> N
 
 
 def test_what_is_no_layer() -> None:
-    with pytest.raises(TypeError, match=r"expected a BatchNorm1d, .* got dict"):
+    with pytest.raises(TypeError, match=r"expected a cbn.BatchNorm1d, .* got builtins.dict"):
         to_onnx({})  # type: ignore[arg-type]
 
 

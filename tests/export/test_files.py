@@ -57,7 +57,7 @@ def test_an_open_model_comes_back_as_it_is(proto: onnx.ModelProto) -> None:
 
 def test_another_type_is_a_type_error() -> None:
     with pytest.raises(
-        TypeError, match=r"path, bytes, onnx\.ModelProto or onnx_ir\.Model, got int"
+        TypeError, match=r"path, bytes, onnx\.ModelProto or onnx_ir\.Model, got builtins\.int"
     ):
         load(3)  # type: ignore[arg-type]
 
