@@ -5,7 +5,7 @@ Needs NumPy alone; ``cbn.export`` (ONNX) comes with ``pip install "cbn[onnx]"``.
 
 import importlib.util as _util
 
-if _util.find_spec(f"{__name__}._cpu") is None:
+if _util.find_spec(f"{__name__}._kernels") is None:
     raise ImportError(
         f"{__path__[0]} is the source of cbn, without compiled kernels: start Python in another "
         "folder to use the installed package, or build them here with `pip install -e .`"
