@@ -11,7 +11,7 @@ if _util.find_spec(f"{__name__}._kernels") is None:
         "folder to use the installed package, or build them here with `pip install -e .`"
     )
 
-from ._dispatch import build_info
+from ._info import build_info
 from ._version import __version__
 from .functional import batch_norm, batch_norm_backward
 from .layers import BatchNorm1d, BatchNorm2d, BatchNorm3d

@@ -16,8 +16,8 @@ __all__ = [
     "ISAS",
     "Element",
     "accepted_dtypes",
-    "build_info",
     "element_of",
+    "isa",
     "kernels",
     "run",
     "usable_isas",
@@ -103,27 +103,3 @@ def element_of(dtype: np.dtype[Any]) -> Element | None:
     if element is None and dtype.name == "bfloat16" and dtype.itemsize == 2 and dtype.isnative:
         return _BFLOAT16
     return element
-
-
-def build_info() -> dict[str, Any]:
-    """How the kernels in use were built, and how many threads they take.
-
-    Returns
-    -------
-    dict
-        ``isa``: instruction set of the build in use, "baseline", "v3" (AVX2, FMA, F16C) or "v4"
-        (AVX-512), chosen for this processor unless the environment variable ``CBN_ISA`` names one;
-        ``isas``: the builds that this processor can run; ``vector_bytes``: width of the vectors;
-        ``openmp``: the compiler's OpenMP version as yyyymm, or None for a serial build;
-        ``threads``: how many threads ``num_threads=None`` means for a large array.
-    """
-    from ._threads import available_threads
-
-    built = kernels.build()
-    return {
-        "isa": isa,
-        "isas": usable_isas(),
-        "vector_bytes": built["vector_bytes"],
-        "openmp": built["openmp"] or None,
-        "threads": available_threads(),
-    }
