@@ -28,7 +28,8 @@ def info(as_json: AsJson = False) -> None:
         return
     pairs = dict(report["versions"])
     for name, value in report["kernels"].items():
-        pairs[_LABELS.get(name, name)] = "none" if value is None else value
+        shown = ", ".join(value) if isinstance(value, list) else value
+        pairs[_LABELS.get(name, name)] = "none" if shown is None else shown
     pairs["execution providers"] = ", ".join(report["providers"])
     print_pairs(pairs)
 
