@@ -18,29 +18,54 @@ from .taps import expose
 
 __all__ = ["Bench", "Value"]
 
+Spread = np.ndarray[Any, np.dtype[np.float64]]
+"""The largest of each channel (axis 1) of a value of rank 2 or more, else one number: (C,)."""
+
 _NUDGES = (Nudge(0, coherent=False), Nudge(1, coherent=True), Nudge(2, coherent=False))
+
+_LACKS_KERNEL = "Could not find an implementation"  # onnxruntime's words
 
 _HELD_BYTES = 128 << 20  # of intermediate values in float64 at once
 
 
 @dataclasses.dataclass(eq=False)
 class Value:
-    """What is known of one value so far."""
+    """What is known of one value so far.
+
+    `largest`, `difference` and `moved` are kept for each channel, as ``Spread`` says.
+    """
 
     kind: str
     before: str
     after: str
     dtype: np.dtype[Any] | None = None
     shape: tuple[int, ...] | None = None
-    largest: float = 0.0
-    difference: float = 0.0
-    moved: float = 0.0
+    largest: Spread | None = None
+    difference: Spread | None = None
+    moved: Spread | None = None
     error: float = 0.0
     error_before: float = 0.0
     failure: str = ""
     unstable: bool = False
     incomparable: bool = False
     finite: bool = False
+
+    def note(self, field: str, spread: Spread) -> None:
+        """Join what one batch showed to `largest`, `difference` or `moved`."""
+        known = getattr(self, field)
+        if known is not None and known.shape != spread.shape:  # as many channels as a batch has
+            known, spread = known.max(keepdims=True), spread.max(keepdims=True)
+        setattr(self, field, spread if known is None else np.maximum(known, spread))
+
+    def spreads(self) -> tuple[Spread, Spread, Spread]:
+        """Return `largest`, `difference` and `moved`, of one shape; 0 for what is not known."""
+        found = [self.largest, self.difference, self.moved]
+        shapes = {spread.shape for spread in found if spread is not None}
+        if len(shapes) != 1:
+            found = [None if f is None else f.max(keepdims=True) for f in found]
+        zero = np.zeros(shapes.pop() if len(shapes) == 1 else 1)
+        largest, difference, moved = (zero if f is None else f for f in found)
+        return largest, difference, moved
 
 
 class Bench:
@@ -51,34 +76,48 @@ class Bench:
     ) -> None:
         self.before, self.after = before, after
         self.providers, self.num_threads = providers, num_threads
-        self.runs_as_written = True
+        self.runs = {"before": True, "after": True}  # in their own types, on this provider
         self.why_not = ""
         self.narrow: frozenset[str] | None = None
-        try:
-            # The same for both, so that a float32 operator costs both the same.
-            self.narrow = find_narrow(before) | find_narrow(after)
-        except ModelError as error:
-            self.why_not = str(error)
         self.calculating = sum(1 for _ in before.graph)
         self.failure = ""
+        first: frozenset[str] | None = None
+        try:
+            first = find_narrow(before)
+            # The same for both, so that a float32 operator costs both the same.
+            self.narrow = first | find_narrow(after)
+        except ModelError as error:
+            self.why_not = str(error)
         try:
             make_session(before, providers, optimize=False, num_threads=num_threads)
         except ModelError as error:
-            if self.narrow is None:
+            if first is None:
                 raise
-            self.runs_as_written, self.why_not = False, str(error)
-            return
+            if self.narrow is None:
+                self.failure = f"the model before does not run; as to the one after, {self.why_not}"
+                return
+            self.runs["before"], self.why_not = False, str(error)
         try:
             make_session(after, providers, optimize=False, num_threads=num_threads)
+            # onnxruntime's Python interface neither takes nor gives bfloat16.
+            if not self.runs["before"]:
+                self.runs["after"] = not _has_bfloat16(after)
         except ModelError as error:
-            self.failure = f"the model before runs, the one after does not: {error}"
+            if self.runs["before"]:
+                self.failure = f"the model before runs, the one after does not: {error}"
+            elif _LACKS_KERNEL in str(error):  # as the model before may: the provider's want
+                self.runs["after"] = False
+            else:
+                self.failure = f"neither model runs, and the one after is at fault: {error}"
 
     @property
     def reference(self) -> str:
         """What the results are measured against, in words."""
         if self.narrow is None:
             return f"the model before as it runs unoptimized ({self.why_not})"
-        if not self.runs_as_written:
+        if not self.runs["before"] and self.runs["after"]:
+            return f"a float64 evaluation, as the model before does not run ({self.why_not})"
+        if not self.runs["before"]:
             return f"a float64 evaluation alone ({self.why_not})"
         return "a float64 evaluation"
 
@@ -109,7 +148,7 @@ class Bench:
             return
         reference = self._reference_values(values, parts)
         self._float64(values, parts, reference)
-        if self.runs_as_written:
+        if any(self.runs.values()):
             self._as_written(values, parts, reference, optimize=False)
             # A value that is taken out cannot be optimized away: outputs alone are run so.
             outputs = [index for index, value in enumerate(values) if value.kind == "output"]
@@ -127,7 +166,8 @@ class Bench:
                     continue
                 value.shape = value.shape or array.shape
                 if array.dtype.kind == "f":
-                    value.largest = max(value.largest, _largest(array))
+                    finite = np.where(np.isfinite(array), np.abs(array), 0)
+                    value.note("largest", _by_channel(finite.astype(np.float64)))
                     value.finite = value.finite or bool(np.isfinite(array).any())
                 else:
                     value.finite = True
@@ -140,12 +180,12 @@ class Bench:
             widen(self.after, self.narrow), [value.after for value in values], parts
         )
         for value, distance in _distances(values, reference, new):
-            value.difference = max(value.difference, distance)
+            value.note("difference", distance)
         for nudge in _NUDGES:
             moved = widen(self.before, self.narrow, nudge)
             results = self._evaluate(moved, [value.before for value in values], parts)
             for value, distance in _distances(values, reference, results):
-                value.moved = max(value.moved, distance)
+                value.note("moved", distance)
 
     def _as_written(
         self, values: list[Value], parts: list[Feeds], reference: list[list[Any]], *, optimize: bool
@@ -153,6 +193,8 @@ class Bench:
         if not values:
             return
         for model, which in ((self.before, "before"), (self.after, "after")):
+            if not self.runs[which]:
+                continue
             names = [getattr(value, which) for value in values]
             field = "error" if which == "after" else "error_before"
             tapped, outputs = expose(model, names)
@@ -170,13 +212,13 @@ class Bench:
                 for value, array, expected in zip(values, arrays, reference[index], strict=True):
                     if value.dtype is None and isinstance(array, np.ndarray):
                         value.dtype = array.dtype
-                    distance = _distance(array, expected)
+                    distance = float(_distance(array, expected).max())
                     setattr(value, field, max(getattr(value, field), distance))
 
     @staticmethod
     def _again(values: list[Value], first: list[Any], second: list[Any], which: str) -> None:
         for value, one, two in zip(values, first, second, strict=True):
-            if _distance(two, one) == 0:
+            if not _distance(two, one).any():
                 continue
             if which == "before":
                 value.unstable = True
@@ -210,33 +252,39 @@ class Bench:
             yield [results[outputs[name]] for name in names]
 
 
+def _has_bfloat16(model: ir.Model) -> bool:
+    values = [*model.graph.inputs, *model.graph.outputs]
+    values += [value for node in model.graph for value in node.outputs]
+    return any(value.dtype == ir.DataType.BFLOAT16 for value in values)
+
+
 def _distances(
     values: list[Value], reference: list[list[Any]], results: Iterator[list[Any]]
-) -> Iterator[tuple[Value, float]]:
+) -> Iterator[tuple[Value, Spread]]:
     for expected, actual in zip(reference, results, strict=True):
         for value, one, two in zip(values, expected, actual, strict=True):
             yield value, _distance(two, one)
 
 
-def _distance(actual: Any, expected: Any) -> float:
-    """The largest difference; for what is no floating-point array, how many elements differ."""
+def _distance(actual: Any, expected: Any) -> Spread:
+    """The largest difference by channel; for what holds no floats, how many elements differ."""
     if not isinstance(actual, np.ndarray) or not isinstance(expected, np.ndarray):
-        return 0.0  # such a value does not hold anyway
+        return np.zeros(1)  # such a value does not hold anyway
     if actual.shape != expected.shape:
-        return math.inf
+        return np.full(1, math.inf)
     if expected.dtype.kind not in "fV":
-        return float(np.count_nonzero(actual != expected))
-    if not actual.size:
-        return 0.0
+        return np.full(1, float(np.count_nonzero(actual != expected)))
     with np.errstate(invalid="ignore", over="ignore"):
         one, two = actual.astype(np.float64), expected.astype(np.float64)
         apart = np.abs(one - two)
     same = (one == two) | (np.isnan(one) & np.isnan(two))
-    apart[same] = 0
-    apart[np.isnan(apart)] = math.inf
-    return float(apart.max())
+    apart = np.where(same, 0, np.where(np.isnan(apart), math.inf, apart))
+    return _by_channel(apart)
 
 
-def _largest(array: np.ndarray) -> float:
-    finite = array[np.isfinite(array)]
-    return float(np.abs(finite).max(initial=0))
+def _by_channel(array: np.ndarray) -> Spread:
+    """The largest of each channel of what is nowhere negative: see ``Spread``."""
+    if array.ndim < 2 or not array.shape[1]:
+        return np.full(1, array.max(initial=0.0))
+    axes = tuple(axis for axis in range(array.ndim) if axis != 1)
+    return np.asarray(array.max(axis=axes, initial=0.0))

@@ -45,9 +45,9 @@ def load(model: ModelLike) -> ir.Model:
     Raises
     ------
     ModelError
-        When the file is missing, truncated, not ONNX or has sparse tensors, its graph reads what nothing makes, makes
-        a value twice or goes in a circle, or its external data is missing, too short or outside
-        the model's folder.
+        When the file is missing, truncated, not ONNX or holds sparse tensors, its graph reads what
+        nothing makes, makes a value twice or goes in a circle, or its external data is missing,
+        too short or outside the model's folder.
     TypeError
         When `model` is none of the accepted types.
     """
@@ -160,8 +160,9 @@ def _from_proto(proto: onnx.ModelProto, name: str, folder: Path | None) -> ir.Mo
         raise ModelError(
             f"{name}: not an ONNX model, or a truncated one (it has no graph or no opset import)"
         )
-    if sparse := first_sparse(proto.graph):
-        raise ModelError(f"{name}: sparse tensors are not supported, and {sparse} is one")
+    for graph in (proto.graph, *proto.functions):
+        if sparse := first_sparse(graph):
+            raise ModelError(f"{name}: sparse tensors are not supported, and {sparse} is one")
     try:
         check_definitions(proto.graph)
         model = ir.from_proto(proto)

@@ -12,6 +12,7 @@ import dataclasses
 import re
 from collections.abc import Collection, Iterator
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -87,12 +88,19 @@ class Nudge:
     seed: int
     coherent: bool
 
-    def apply(self, array: np.ndarray, unit: float, index: int) -> np.ndarray:
-        """Move a float64 array by `unit` of each number; `index` sets tensors apart."""
+    def apply(
+        self, array: np.ndarray, unit: float, index: int, smallest: float = 0.0
+    ) -> np.ndarray:
+        """Move a float64 array by `unit` of each number, or by half of the type's `smallest`.
+
+        That is the type's rounding of numbers too small for its full precision. `index` sets
+        tensors apart; 0 stays 0.
+        """
         generator = np.random.default_rng([self.seed, index])
         shape = () if self.coherent else array.shape
         signs = generator.integers(0, 2, shape) * 2 - 1
-        return np.asarray(array * (1 + unit * signs))
+        size = np.where(array == 0, 0.0, np.maximum(unit * np.abs(array), smallest / 2))
+        return np.asarray(array + size * signs)
 
 
 def unit_roundoff(dtype: ir.DataType) -> float:
@@ -204,7 +212,9 @@ class _Widening:
                     if array is None or array.dtype.kind not in "fV":
                         continue
                     unit = unit_roundoff(ir.DataType.from_numpy(array.dtype))
-                    wide = nudge.apply(array.astype(np.float64), unit, len(moved))
+                    limits = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
+                    smallest = float(limits.smallest_subnormal)
+                    wide = nudge.apply(array.astype(np.float64), unit, len(moved), smallest)
                     moved[id(value)] = self._store(wide, f"{value.name}/moved")
                     self.floats.add(moved[id(value)].name)
                 node.replace_input_with(i, moved[id(value)])

@@ -10,13 +10,14 @@ import numpy as np
 import onnx_ir as ir
 
 from .data import DataLike, batches, load_data
-from .files import ModelError, ModelLike, load
+from .files import ModelError, ModelLike
 from .inputs import model_inputs, random_inputs
-from .lower import CannotLower, choose, lower_training, without_functions
+from .lower import CannotLower, lower_training
 from .nodes import BatchNormNode, find_nodes
+from .prepare import prepare
 from .rewrite import KEPT, Changes, Difference, RewriteResult, RewriteRow, drop_unused, run_rewrite
 from .sessions import Providers, make_session, run_session
-from .surgery import Names, Patch
+from .surgery import Names, Patch, is_used, store_constant
 
 __all__ = ["Estimator", "Policy", "freeze"]
 
@@ -76,12 +77,15 @@ def freeze(
     Raises
     ------
     ModelError
-        When the model cannot be read, has no BatchNormalization, or none of a name in `nodes`.
+        When the model cannot be read, has no BatchNormalization, none of a name in `nodes`, or
+        cannot be lifted.
     ValueError
         When the policy is none of the three, or ``"recalibrated"`` without an estimator or data.
 
     Notes
     -----
+    A model of an opset below 7 is lifted to 7 by onnx's version converter first.
+
     Running statistics that were outputs of the model stay outputs, and give the statistics that
     the node now normalizes with.
 
@@ -91,8 +95,7 @@ def freeze(
     if policy not in get_args(Policy):
         accepted = ", ".join(map(repr, get_args(Policy)))
         raise ValueError(f"expected policy to be one of {accepted}, got {policy!r}")
-    opened, inlined = without_functions(load(model), nodes)
-    wanted = {norm.name for norm in choose(opened, nodes)}
+    prepared = prepare(model, nodes)
     statistics: Mapping[str, tuple[np.ndarray, np.ndarray]] = {}
     if policy == "recalibrated":
         if estimator is None or data is None:
@@ -100,7 +103,7 @@ def freeze(
             raise ValueError(
                 f"policy 'recalibrated' needs {lacking}; 'stored' takes the statistics in the file"
             )
-        statistics = estimator(opened, data)
+        statistics = estimator(prepared.model, data)
 
     def rewrite(copy: ir.Model) -> Changes:
         rows, touched = [], {}
@@ -108,16 +111,16 @@ def freeze(
         names, twin_names = Names(copy), Names(reference)
         for norm, twin in zip(find_nodes(copy), find_nodes(reference), strict=True):
             row = _freeze_node(
-                norm, twin, names, twin_names, policy, statistics, norm.name in wanted
+                norm, twin, names, twin_names, policy, statistics, norm.name in prepared.wanted
             )
             rows.append(row)
             if row.value:
                 touched[row.value] = row.value
         against = None if policy == "batch" else reference
-        return Changes(rows, touched, inlined, against)
+        return Changes(rows, touched, prepared.notes, against)
 
     result = run_rewrite(
-        opened,
+        prepared.model,
         rewrite,
         data=data,
         seed=seed,
@@ -127,7 +130,7 @@ def freeze(
     )
     if not result.changed:
         return result
-    found, note = _differences(opened, result.model, data, seed, providers, num_threads)
+    found, note = _differences(prepared.model, result.model, data, seed, providers, num_threads)
     return dataclasses.replace(result, differences=found, notes=(*result.notes, *note))
 
 
@@ -178,14 +181,15 @@ def _require_trained(norm: BatchNormNode) -> None:
     mean, var = norm.mean.array, norm.var.array
     if mean is None or var is None:
         return
-    if not mean.any() and (var == 1).all():
+    if norm.untouched:
         raise CannotLower(
             "its stored statistics are untouched (mean 0, var 1), so it was never trained or never "
-            "kept any: choose policy 'batch' or 'recalibrated'"
+            "kept any: choose policy 'batch', or in Python 'recalibrated'"
         )
-    if not (np.asarray(var, np.float64) + norm.eps > 0).all() or not np.isfinite(mean).all():
+    finite = np.isfinite(mean).all() and np.isfinite(var).all()
+    if not finite or norm.bad_channels.any():
         raise CannotLower(
-            "its stored statistics cannot be normalized with: var + epsilon <= 0, NaN"
+            "its stored statistics cannot be normalized with: var + epsilon <= 0, NaN or infinity"
         )
 
 
@@ -205,18 +209,11 @@ def _give(
         value = norm.node.inputs[index]
         dtype = value.dtype if value is not None and value.dtype else ir.DataType.FLOAT
         name = names.new(f"{norm.node.name or norm.name}/{'mean' if index == 3 else 'var'}")
-        tensor = ir.tensor(np.asarray(array).astype(dtype.numpy()), name=name)
         graph = norm.node.graph
         if not isinstance(graph, ir.Graph):
             raise CannotLower("it is inside a function")
-        new = ir.Value(
-            name=name,
-            type=ir.TensorType(dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        graph.register_initializer(new)
-        norm.node.replace_input_with(index, new)
+        stored = store_constant(graph, np.asarray(array).astype(dtype.numpy()), name)
+        norm.node.replace_input_with(index, stored)
     drop_unused(old)
 
 
@@ -224,7 +221,7 @@ def _to_eval(norm: BatchNormNode, names: Names) -> None:
     """Set the mode, and give what the other outputs were: the statistics in use."""
     node = norm.node
     for index, output in enumerate(node.outputs):
-        if index and output.name and (output.uses() or output.is_graph_output()):
+        if index and is_used(output):
             source = node.inputs[3 if index % 2 else 4]
             name = str(output.name)
             stored = ir.node("Identity", [source], name=names.new(f"{name}/Identity"))
@@ -259,8 +256,8 @@ def _spell_out(twin: BatchNormNode, names: Names) -> None:
     y = patch.op("Add", [patch.op("Mul", [scaled, scale]), bias])
     outputs: list[ir.Value | None] = [y]
     for index, output in enumerate(node.outputs[1:], 1):
-        used = output.name and (output.uses() or output.is_graph_output())
-        outputs.append(patch.op("Identity", [node.inputs[3 if index % 2 else 4]]) if used else None)
+        kept = is_used(output)
+        outputs.append(patch.op("Identity", [node.inputs[3 if index % 2 else 4]]) if kept else None)
     patch.replace(outputs)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -104,7 +105,7 @@ def random_inputs(
         kind = declared.dtype.kind
         if kind in "iub":
             feeds[declared.name] = generator.integers(0, 2, shape).astype(declared.dtype)
-        elif kind == "f":
+        elif kind == "f" or declared.dtype == ml_dtypes.bfloat16:  # whose kind is "V"
             feeds[declared.name] = generator.standard_normal(shape).astype(declared.dtype)
         else:
             raise ModelError(

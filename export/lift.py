@@ -16,7 +16,7 @@ from . import opsets
 from .files import ModelError
 from .inputs import RANDOM_BATCH, RANDOM_SIZE
 from .nodes import BatchNormNode, find_nodes
-from .surgery import Names, Patch, opset_of
+from .surgery import Names, Patch, is_used, opset_of
 
 __all__ = ["lift", "needs_lift"]
 
@@ -80,11 +80,7 @@ def _take_out(norm: BatchNormNode, names: Names) -> list[str]:
     patch = Patch(norm.node, names)
     x, _, _, mean, var = norm.node.inputs
     sources = (x, mean, var, mean, var)
-    outputs = norm.node.outputs
-    used = [
-        bool(o.name) and (i == 0 or o.is_graph_output() or bool(o.uses()))
-        for i, o in enumerate(outputs)
-    ]
+    used = [is_used(value) or index == 0 for index, value in enumerate(norm.node.outputs)]
     made = [
         patch.op("Identity", [source]) if keep else None
         for source, keep in zip(sources, used, strict=False)

@@ -11,15 +11,15 @@ import onnx_ir as ir
 from . import forms
 from .constants import Constant
 from .data import DataLike
-from .files import ModelError, ModelLike, load
-from .lift import lift, needs_lift
+from .files import ModelLike
 from .nodes import BatchNormNode, find_nodes
+from .prepare import prepare
 from .read import layer_of
 from .rewrite import KEPT, Changes, RewriteResult, RewriteRow, drop_unused, is_fixed, run_rewrite
 from .sessions import Providers
-from .surgery import Names, Patch, inline_functions
+from .surgery import Names, Patch, is_used
 
-__all__ = ["CannotLower", "choose", "lower", "lower_training", "without_functions"]
+__all__ = ["CannotLower", "lower", "lower_training"]
 
 _SIXTEEN_BITS = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -80,35 +80,26 @@ def lower(
 
     Source: ONNX BatchNormalization, opset 1 to 15.
     """
-    opened, notes = without_functions(load(model), nodes)
-    lifted = needs_lift(opened)
-    norms = choose(opened, nodes)
-    if lifted:
-        opened = lift(opened)
-        notes.append(
-            "lifted to opset 7 by onnx's version converter: the proof starts from there, since no "
-            "onnxruntime runs the model as it was"
-        )
-    wanted = {norm.name for norm in norms}
+    prepared = prepare(model, nodes)
 
     def rewrite(copy: ir.Model) -> Changes:
         names = Names(copy)
         rows: list[RewriteRow] = []
         touched: dict[str, str] = {}
         for norm in find_nodes(copy):
-            if norm.name not in wanted:
+            if norm.name not in prepared.wanted:
                 rows.append(RewriteRow(norm.name, KEPT, reason="not asked for"))
                 continue
             row = _lower_node(copy, norm, names, affine)
-            if lifted and not row.changed:
+            if prepared.lifted and not row.changed:
                 row = dataclasses.replace(row, action="lifted to opset 7")
             rows.append(row)
             if row.value:
                 touched[row.value] = row.value
-        return Changes(rows, touched, notes)
+        return Changes(rows, touched, prepared.notes)
 
     return run_rewrite(
-        opened,
+        prepared.model,
         rewrite,
         data=data,
         seed=seed,
@@ -116,39 +107,6 @@ def lower(
         num_threads=num_threads,
         prove_it=prove,
     )
-
-
-def without_functions(model: ir.Model, nodes: Collection[str] | None) -> tuple[ir.Model, list[str]]:
-    """Inline the functions of a model that hold batch norms, where all nodes are asked for.
-
-    A body says neither types nor shapes, and may mean something else for each of its calls.
-    """
-    if nodes is not None or not any(
-        norm.path and norm.path[0].startswith("function ") for norm in find_nodes(model)
-    ):
-        return model, []
-    return inline_functions(model), ["functions that hold batch norms were inlined"]
-
-
-def choose(model: ir.Model, nodes: Collection[str] | None) -> list[BatchNormNode]:
-    """Find the nodes that a rewrite is asked for.
-
-    Raises
-    ------
-    ModelError
-        When the model has none, or none of a name in `nodes`.
-    """
-    found = find_nodes(model)
-    if not found:
-        raise ModelError("the model has no BatchNormalization node: nothing to do")
-    if nodes is None:
-        return found
-    unknown = sorted(set(nodes) - {norm.name for norm in found})
-    if unknown:
-        some = ", ".join(repr(norm.name) for norm in found[:5])
-        more = ", ..." if len(found) > 5 else ""
-        raise ModelError(f"no BatchNormalization node is named {unknown[0]!r}: it has {some}{more}")
-    return [norm for norm in found if norm.name in nodes]
 
 
 def _lower_node(model: ir.Model, norm: BatchNormNode, names: Names, affine: bool) -> RewriteRow:
@@ -202,7 +160,7 @@ def lower_training(norm: BatchNormNode, names: Names) -> None:
     y = made.y if working is dtype else patch.op("Cast", [made.y], {"to": dtype.value})
     outputs: list[ir.Value | None] = [y, *[None] * (len(node.outputs) - 1)]
     for index in range(1, len(node.outputs)):
-        if _is_used(node.outputs[index]):
+        if is_used(node.outputs[index]):
             outputs[index] = _statistic(patch, norm, made, index, working)
     old = list(node.inputs[1:])
     patch.replace(outputs)
@@ -257,7 +215,7 @@ def _lower_per_activation(model: ir.Model, norm: BatchNormNode, names: Names) ->
         raise CannotLower(
             f"spatial=0 wants parameters of the shape of a sample, and they are {list(scale.shape)}"
         )
-    if not (var + norm.eps > 0).all():
+    if norm.bad_channels.any() or np.isnan(var).any():
         raise CannotLower("var + epsilon is 0 or less")
     dtype = _dtype(norm)
     factor = scale / np.sqrt(var + norm.eps)
@@ -332,7 +290,3 @@ def _type_of(value: ir.Value | None, constant: Constant) -> ir.DataType | None:
     if constant.array is not None:
         return ir.DataType.from_numpy(constant.array.dtype)
     return None if value is None else value.dtype
-
-
-def _is_used(value: ir.Value) -> bool:
-    return bool(value.name) and (value.is_graph_output() or bool(value.uses()))

@@ -89,6 +89,21 @@ class BatchNormNode:
         return None if self.input_shape is None else len(self.input_shape)
 
     @property
+    def bad_channels(self) -> np.ndarray:
+        """Where var + epsilon is 0 or less, of var's shape; empty when var is not known."""
+        var = self.var.array
+        if var is None:
+            return np.zeros(0, bool)
+        with np.errstate(invalid="ignore"):  # NaN is another fault
+            return np.asarray(var.astype(np.float64) + self.eps <= 0)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether the stored statistics are known, and 0 and 1 as before any training."""
+        mean, var = self.mean.array, self.var.array
+        return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
+
+    @property
     def num_features(self) -> int | None:
         """Number of channels, from the parameters or X's second dimension, when known."""
         for constant in self.parameters.values():

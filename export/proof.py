@@ -9,23 +9,34 @@ asked of every output and of every intermediate value that the rewrite names:
 - Is it as precise when it runs? onnxruntime's results, with optimization off and on, may be away
   from the float64 evaluation by a small multiple of what the model before is.
 
-So a rounding-level difference passes however deep the network, and a wrong rewrite fails however
-small its effect: it has nothing to hide behind but float32's rounding of weights.
+The first question is asked of each channel (axis 1 of a value of rank 2 or more) against its own
+size: what rounding does to it is what was measured there or, if more, what it usually does to the
+channels of the value, up to 16 times their median part of this one's size. The second is asked of
+each value as a whole. So a rounding-level difference passes however deep the network, and a rewrite
+that is wrong in one small channel fails beside large ones. What can hide: a difference within eight
+times the rounding of weights so measured; one in channels that the values compared do not have on
+axis 1; and, where there is no float64 evaluation, one that is small against the largest number of
+the whole value.
+
+What no input reaches shows in no output. A branch of an If that the rewrite changed is therefore
+taken in any case too, with the outputs compared again. Branches inside Loop and Scan are not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 import onnx_ir as ir
 
+from .branches import Branch, changed_branches, force
 from .data import DataLike, batches, load_data
 from .evaluation import Bench, Value
 from .files import ModelError, ModelLike, load
 from .inputs import Feeds, model_inputs, random_inputs
 from .proof_report import ProofReport, ProofRow
-from .sessions import Providers
+from .sessions import Providers, make_session, run_session
 from .surgery import inline_functions, value_names
 from .tolerance import output_ulp, ulp
 
@@ -33,6 +44,9 @@ __all__ = ["ProofReport", "ProofRow", "prove"]
 
 MOST_SAMPLES = 256
 """Of the user's data, as many samples are used at most."""
+
+MOST_BRANCHES = 8
+"""Of the changed branches of If nodes, as many are taken in any case at most."""
 
 # What the rounding of new weights may do, in units of what was measured: a handful of measurements
 # of a maximum, which may be unlucky, and folded weights that carry some roundings of their origins.
@@ -46,6 +60,9 @@ _RUN_FACTOR = 4
 
 # The same where the model before is itself far off when it runs, as beside a saturated Sigmoid.
 _UNSURE_FACTOR = 2
+
+# How much smaller than its terms a channel is taken to be at most, beside the median channel.
+_CANCELLED = 16
 
 _LARGEST_PART = 1 / 64  # of the largest value: no error that size is rounding
 
@@ -101,7 +118,8 @@ def prove(
     domains whose results float64 would change the type of), the reference is the model before as
     onnxruntime runs it with optimization off, and the budget is the tolerance that ``crosscheck``
     has for the outputs of a model. Where a model cannot be run in its own type on this provider
-    (bfloat16 on the CPU), the float64 evaluation alone is compared. A remark says either.
+    (bfloat16 on the CPU), its float64 evaluation alone is what the one after is measured against,
+    which runs if it can. A remark says either.
     """
     old, new = inline_functions(load(before)), inline_functions(load(after))
     inputs = model_inputs(old)
@@ -133,76 +151,147 @@ def prove(
     except ModelError as error:
         advice = "" if data is not None else "; the inputs are random: give data that fits"
         return ProofReport((), words, bench.reference, failure=f"{error}{advice}")
-    rows = tuple(_judge(value, bench) for value in values)
-    return ProofReport(rows, words, bench.reference)
+    rows = [_judge(value, bench) for value in values]
+    branches = changed_branches(old, new)
+    for branch in branches[:MOST_BRANCHES]:
+        rows += _force(branch, old, new, parts, providers, num_threads)
+    if left := len(branches[MOST_BRANCHES:]):
+        many = f"{left} more changed branch{'' if left == 1 else 'es'} of If nodes"
+        value = dataclasses.replace(values[0], kind="forced")
+        rows.append(_unjudged(value, f"not compared: {many}", ok=True))
+    return ProofReport(tuple(rows), words, bench.reference)
+
+
+def _force(
+    branch: Branch,
+    old: ir.Model,
+    new: ir.Model,
+    parts: list[Feeds],
+    providers: Providers,
+    num_threads: int | None,
+) -> list[ProofRow]:
+    """Compare the outputs where a branch that the inputs may not reach is taken in any case."""
+    values = [dataclasses.replace(v, kind="forced") for v in _pairs(old, new, {})]
+    old, new = force(old, branch), force(new, branch)
+    try:
+        bench = Bench(old, new, providers, num_threads)
+        if bench.failure:
+            raise ModelError(bench.failure)
+        bench.compare(values, parts)
+        rows = [_judge(value, bench) for value in values]
+    except ModelError as error:
+        ok = not _runs(old, parts, providers, num_threads)
+        rows = [_unjudged(values[0], f"not compared: {error}", ok=ok)]
+    else:
+        # Nothing says that the model is ever to take this branch on such inputs.
+        rows = [
+            dataclasses.replace(row, ok=row.ok or not value.finite)
+            for row, value in zip(rows, values, strict=True)
+        ]
+    return [
+        dataclasses.replace(
+            row, remark=f"{branch} taken in any case" + (f": {row.remark}" if row.remark else "")
+        )
+        for row in rows
+    ]
+
+
+def _runs(
+    model: ir.Model, parts: list[Feeds], providers: Providers, num_threads: int | None
+) -> bool:
+    try:
+        session = make_session(model, providers, optimize=False, num_threads=num_threads)
+        for feeds in parts:
+            run_session(session, feeds)
+    except ModelError:
+        return False
+    return True
 
 
 def _judge(value: Value, bench: Bench) -> ProofRow:
     if value.incomparable:
-        return _row(value, None, None, False, "not compared: it is a sequence or map, not a tensor")
+        return _unjudged(value, "not compared: it is a sequence or map, not a tensor")
     if not value.finite:
-        return _row(value, None, None, False, "not compared: it holds no finite number; give data")
+        return _unjudged(value, "not compared: it holds no finite number; give data")
     dtype = value.dtype if value.dtype is not None else np.dtype(np.float32)
     exact = dtype.kind not in "fV"
-    unit = (
-        0.0
-        if exact
-        else float(ulp(value.largest, dtype if dtype.kind == "f" else np.dtype(np.float32)))
-    )
-    run_floor = 0.0 if exact else output_ulp(bench.calculating, dtype) * unit
-    factor = 1 if exact else _WEIGHT_FACTOR
-    budget = factor * value.moved + _FLOOR_ULP * unit
-    right = value.difference <= budget
+    spread, difference, moved = value.spreads()
+    unit = np.zeros(1)
+    if not exact:
+        unit = ulp(spread, dtype if dtype.kind == "f" else np.dtype(np.float32))
+        moved = np.maximum(moved, _usual(moved, spread))
+    budgets = (1 if exact else _WEIGHT_FACTOR) * moved + _FLOOR_ULP * unit
+    worst = _worst(difference, budgets)
+    apart, budget = float(difference[worst]), float(budgets[worst])
+    right = apart <= budget
+    largest = float(spread.max())
+    # Precision is a matter of the whole value: what one channel loses when it runs is chance.
+    run_floor = 0.0 if exact else output_ulp(bench.calculating, dtype) * float(unit.max())
     worse = _RUN_FACTOR * value.error_before
-    usable = not value.unstable and (exact or worse <= value.largest * _LARGEST_PART)
-    error_budget = budget + max(run_floor, worse if usable else 0.0)
-    runs = not bench.runs_as_written or value.error <= error_budget
+    usable = not value.unstable and (exact or worse <= largest * _LARGEST_PART)
+    error_budget = float(budgets.max()) + max(run_floor, worse if usable else 0.0)
+    runs = not bench.runs["after"] or value.error <= error_budget
     if not runs and right and not value.unstable:
         runs = value.error <= _UNSURE_FACTOR * value.error_before
     remark = value.failure
     if not right:
+        where = f" in channel {worst}" if difference.size > 1 else ""
         remark = (
-            f"it computes something else: {value.difference:.2e} away in float64, where the "
+            f"it computes something else: {apart:.2e} away in float64{where}, where the "
             f"rounding of weights explains {budget:.2e}"
         )
     elif not runs and not remark:
         remark = (
             f"right in float64, but {value.error:.2e} away when it runs, where the model before "
-            f"is {value.error_before:.2e} away"
+            + (f"is {value.error_before:.2e} away" if bench.runs["before"] else "does not run")
         )
     elif not remark and value.unstable:
         remark = "two runs of the model before differ on the same input (onnxruntime#29790)"
-    elif not remark and not exact and not value.largest:
+    elif not remark and not exact and not largest:
         remark = "little is proved: it is 0 throughout"
-    elif not remark and value.moved > value.largest * _LARGEST_PART:
+    elif not remark and float(moved.max()) > largest * _LARGEST_PART:
         remark = "little is proved: rounding alone moves this value that much"
-    ok = right and runs and not value.failure
-    return _row(value, budget, error_budget, ok, remark, bench)
-
-
-def _row(
-    value: Value,
-    budget: float | None,
-    error_budget: float | None,
-    ok: bool,
-    remark: str,
-    bench: Bench | None = None,
-) -> ProofRow:
-    wide = bench is not None and bench.narrow is not None
-    run = bench is not None and bench.runs_as_written
+    wide = bench.narrow is not None
     return ProofRow(
         kind=value.kind,
         name=value.before,
         shape=value.shape,
-        largest=value.largest if bench is not None else None,
-        difference=value.difference if wide else None,
+        largest=largest,
+        difference=apart if wide else None,
         budget=budget if wide else None,
-        error=value.error if run else None,
-        error_before=value.error_before if run else None,
-        error_budget=error_budget if run else None,
-        ok=ok,
+        error=value.error if bench.runs["after"] else None,
+        error_before=value.error_before if bench.runs["before"] else None,
+        error_budget=error_budget if bench.runs["after"] else None,
+        ok=right and runs and not value.failure,
         remark=remark,
     )
+
+
+def _unjudged(value: Value, remark: str, *, ok: bool = False) -> ProofRow:
+    nothing = (None,) * 6
+    return ProofRow(value.kind, value.before, value.shape, *nothing, ok=ok, remark=remark)
+
+
+def _usual(moved: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """What rounding usually moves a channel of such a size by, from the medians of all channels.
+
+    A channel may be a handful of numbers that no measurement happened to move, or that are small
+    because large terms cancel: it may move as the median channel does, but not by too much of
+    its own size.
+    """
+    seen = (largest > 0) & np.isfinite(moved)
+    if not seen.any():
+        return np.zeros_like(moved)
+    part = np.median(moved[seen] / largest[seen])
+    most = max(part, min(_CANCELLED * part, _LARGEST_PART / _WEIGHT_FACTOR))
+    return np.asarray(np.minimum(np.median(moved[seen]), most * largest))
+
+
+def _worst(difference: np.ndarray, budgets: np.ndarray) -> int:
+    """The channel whose difference is the largest part of its budget."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        parts = np.where(difference == 0, 0.0, difference / budgets)
+    return int(np.argmax(parts))
 
 
 def _pairs(old: ir.Model, new: ir.Model, touched: Mapping[str, str]) -> list[Value]:

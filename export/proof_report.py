@@ -10,7 +10,11 @@ from .results import Report, to_plain
 
 __all__ = ["ProofReport", "ProofRow"]
 
-_KINDS = {"output": "output", "intermediate": "intermediate value"}
+_KINDS = {
+    "output": "output",
+    "intermediate": "intermediate value",
+    "forced": "forced output",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +23,8 @@ class ProofRow:
 
     Attributes
     ----------
-    kind : {"output", "intermediate"}
+    kind : {"output", "intermediate", "forced"}
+        Forced: an output where a changed branch of an If is taken whatever its condition.
     name : str
         Of the value in the model before.
     shape : tuple of int, or None
@@ -27,10 +32,11 @@ class ProofRow:
     largest : float or None
         The largest absolute value of it in the float64 evaluation of the model before.
     difference : float or None
-        The largest between the float64 evaluations before and after; the number of elements that
-        differ where it holds integers, booleans or text. None when there is no such evaluation.
+        The largest between the float64 evaluations before and after, in the channel where it is
+        the largest part of what it may be; the number of elements that differ where it holds
+        integers, booleans or text. None when there is no such evaluation.
     budget : float or None
-        What `difference` may be: the effect that the rounding of weights has.
+        What `difference` may be in that channel: the effect that the rounding of weights has.
     error, error_before : float or None
         The largest of onnxruntime's results, with optimization off and on, against the reference,
         after and before.
@@ -112,7 +118,10 @@ class ProofReport(Report):
         """One line for people."""
         if self.failure:
             return f"not proved: {self.failure}"
-        kinds = [(noun, [r.ok for r in self.rows if r.kind == k]) for k, noun in _KINDS.items()]
+        kinds = [
+            (noun, [row for row in self.rows if row.kind == kind and row.largest is not None])
+            for kind, noun in _KINDS.items()
+        ]
         if self.ok:
             counts = " and ".join(
                 f"{len(held)} {kind}{'' if len(held) == 1 else 's'}" for kind, held in kinds if held

@@ -92,7 +92,7 @@ REMARKS: dict[str, Kind] = {
     "old-opset": Kind(
         "warning",
         f"opset below {opsets.OLDEST_BUILT}: onnxruntime has no kernel for this version",
-        "cbn lower, which lifts the model",
+        "cbn lower, cbn freeze or cbn fold, which lift the model",
     ),
     "instance-norm": Kind(
         "warning",
@@ -231,14 +231,12 @@ def _on_values(node: BatchNormNode) -> Iterator[Remark]:
     if "scale" in numbers and (dead := np.abs(numbers["scale"]) < _DEAD_SCALE).any():
         yield make_remark("dead-channels", _channels(dead))
     # In training mode the stored statistics do not enter the output.
-    if node.mode == "training" or "var" not in numbers:
+    if node.mode == "training":
         return
-    with np.errstate(invalid="ignore"):
-        bad = numbers["var"] + node.eps <= 0
-    if bad.any():
+    if (bad := node.bad_channels).any():
         least = float(np.nanmin(numbers["var"]))
         yield make_remark("non-positive-variance", f"{_channels(bad)}, the least is {least:.3g}")
-    if _untouched(node):
+    if node.untouched:
         yield make_remark("untouched-statistics")
 
 
@@ -289,13 +287,6 @@ def _shapes_fit(node: BatchNormNode, shapes: Sequence[tuple[int, ...]]) -> bool:
     known = node.input_shape is not None and len(node.input_shape) > 1
     channels = node.input_shape[1] if known and node.input_shape is not None else None
     return len(shapes[0]) == 1 and (not isinstance(channels, int) or shapes[0][0] == channels)
-
-
-def _untouched(node: BatchNormNode) -> bool:
-    mean, var = node.mean.array, node.var.array
-    if mean is None or var is None:
-        return False
-    return not mean.any() and bool((var == 1).all())
 
 
 def _hidden_state(node: BatchNormNode) -> bool:

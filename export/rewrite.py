@@ -248,11 +248,13 @@ def run_rewrite(
         When a provider that was asked for is not in use.
     """
     before = load(model)
-    for norm in find_nodes(before):
+    found = find_nodes(before)
+    for norm in found:
         _require_fitting(norm)
     after = before.clone()
     done = rewrite(after)
-    rows = tuple(done.rows)
+    paths = {norm.name: norm.path for norm in found}
+    rows = tuple(_say_where(row, paths.get(row.name, ())) for row in done.rows)
     proof = None
     if any(row.changed for row in rows):
         _settle_inputs(before, after)
@@ -337,6 +339,15 @@ def _settle_inputs(before: ir.Model, after: ir.Model) -> None:
         if tensor is not None and not value.is_graph_input():
             value.type, value.shape = ir.TensorType(tensor.dtype), ir.Shape(tensor.shape.numpy())
             after.graph.inputs.append(value)
+
+
+def _say_where(row: RewriteRow, path: Sequence[str]) -> RewriteRow:
+    """Say of a changed node that has no value in the main graph what speaks for it."""
+    if not row.changed or row.value or not path:
+        return row
+    place = "a subgraph" if len(path) > 1 or not path[0].startswith("function ") else "a function"
+    where = f"inside {place}: compared by the model's outputs alone, if these inputs reach it"
+    return dataclasses.replace(row, reason="; ".join(filter(None, (row.reason, where))))
 
 
 def _with_numbers(row: RewriteRow, proof: ProofReport) -> RewriteRow:

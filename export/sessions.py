@@ -17,6 +17,8 @@ from .files import LARGEST_INLINE, ModelError, ModelLike, load
 
 try:
     import onnxruntime
+
+    from .running import run
 except ModuleNotFoundError as error:
     raise ImportError(
         'running models needs the package onnxruntime: pip install "cbn[onnx]", '
@@ -155,6 +157,8 @@ def run_session(
 ) -> dict[str, Any]:
     """Run a session and return its outputs by name.
 
+    Ctrl-C ends the run, which may be a loop without an end.
+
     Raises
     ------
     RunError
@@ -162,7 +166,7 @@ def run_session(
     """
     chosen = [output.name for output in session.get_outputs()] if names is None else list(names)
     try:
-        return dict(zip(chosen, session.run(chosen, dict(feeds)), strict=True))
+        return dict(zip(chosen, run(session, feeds, chosen), strict=True))
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # onnxruntime's classes share no base but Exception

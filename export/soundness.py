@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
-__all__ = ["check_definitions", "check_graphs", "every_graph"]
+__all__ = ["check_definitions", "check_graphs", "every_graph", "first_sparse"]
 
 
 def every_graph(model: ir.Model) -> Iterator[ir.Graph]:
@@ -49,6 +49,20 @@ def check_definitions(graph: onnx.GraphProto) -> None:
             for subgraph in (attribute.g, *attribute.graphs):
                 if subgraph.node:
                     check_definitions(subgraph)
+
+
+def first_sparse(graph: onnx.GraphProto | onnx.FunctionProto) -> str | None:
+    """Name a sparse tensor of a graph or its subgraphs, which onnx-ir does not read."""
+    for sparse in getattr(graph, "sparse_initializer", ()):  # a function has none
+        return f"the initializer {sparse.values.name!r}"
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("sparse_tensor") or attribute.sparse_tensors:
+                return f"the attribute {attribute.name} of {node.op_type} {node.name!r}"
+            for subgraph in (attribute.g, *attribute.graphs):
+                if subgraph.node and (found := first_sparse(subgraph)):
+                    return found
+    return None
 
 
 def _define(sources: dict[str, str], value: str, source: str) -> None:

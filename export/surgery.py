@@ -11,7 +11,15 @@ from onnx_ir.passes.common import InlinePass
 
 from .files import ModelError
 
-__all__ = ["Names", "Patch", "inline_functions", "opset_of", "value_names"]
+__all__ = [
+    "Names",
+    "Patch",
+    "inline_functions",
+    "is_used",
+    "opset_of",
+    "store_constant",
+    "value_names",
+]
 
 
 class Names:
@@ -77,14 +85,7 @@ class Patch:
         tensor.name = unique
         if any(self._graph is body for body in self._names.bodies):  # has no initializers
             return self.op("Constant", [], {"value": tensor})
-        value = ir.Value(
-            name=unique,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        self._graph.register_initializer(value)
-        return value
+        return store_constant(self._graph, tensor, unique)
 
     def take(self, nodes: Iterable[ir.Node], *, keep_names: bool = False) -> None:
         """Append nodes made elsewhere; their names follow the node's, unless they keep their own.
@@ -115,6 +116,25 @@ class Patch:
         ir.convenience.replace_nodes_and_values(
             self._graph, self._node, [self._node], self._nodes, old, kept
         )
+
+
+def store_constant(graph: ir.Graph, array: np.ndarray | ir.TensorProtocol, name: str) -> ir.Value:
+    """Store an array as an initializer of a graph, under a name that is not taken."""
+    tensor = ir.tensor(array)
+    tensor.name = name
+    value = ir.Value(
+        name=name,
+        type=ir.TensorType(tensor.dtype),
+        shape=ir.Shape(tensor.shape.numpy()),
+        const_value=tensor,
+    )
+    graph.register_initializer(value)
+    return value
+
+
+def is_used(value: ir.Value) -> bool:
+    """Whether anything needs a value; an optional output that is left out has no name."""
+    return bool(value.name) and (value.is_graph_output() or bool(value.uses()))
 
 
 def value_names(graph: ir.Graph) -> set[str]:

@@ -60,8 +60,8 @@ def fold(
 ) -> None:
     """Fold nodes into Conv, Gemm, MatMul and each other.
 
-    Each node is folded or stays with its reason. The model is then run before and after, and
-    written only if they agree up to rounding.
+    Each node is folded or stays with its reason; a model of an opset below 7 is lifted first. The
+    model is then run before and after, and written only if they agree up to rounding.
 
     Example: cbn fold model.onnx -o folded.onnx
     """

@@ -25,10 +25,9 @@ __all__ = ["freeze"]
 
 
 class PolicyChoice(enum.StrEnum):
-    """Which statistics the frozen model has; see ``cbn.export.freeze``."""
+    """Which statistics the frozen model has; ``cbn.export.freeze`` has one more policy."""
 
     stored = "stored"
-    recalibrated = "recalibrated"
     batch = "batch"
 
 
@@ -41,8 +40,7 @@ def freeze(
         typer.Option(
             "--policy",
             help="stored: the statistics in the file, of a network that was trained; batch: those "
-            "of each batch, on purpose, lowered to primitives; recalibrated: those that an "
-            "estimator finds on the data, which is given in Python (cbn.export.freeze).",
+            "of each batch, on purpose, lowered to primitives.",
         ),
     ] = PolicyChoice.stored,
     nodes: Nodes = None,
@@ -56,6 +54,7 @@ def freeze(
 
     Shows how far the outputs move, proves that the frozen nodes compute what their statistics say,
     and writes the model only if they do. Nodes whose statistics were never trained are refused.
+    A model of an opset below 7 is lifted first.
 
     Example: cbn freeze exported_in_training.onnx -o frozen.onnx --data inputs.npz
     """

@@ -81,7 +81,10 @@ Output = Annotated[
 ]
 
 Force = Annotated[
-    bool, typer.Option("--force", help="Write the model even if the proof does not hold.")
+    bool,
+    typer.Option(
+        "--force", help="Write the model even if a node could not be changed or the proof fails."
+    ),
 ]
 
 Nodes = Annotated[

@@ -36,10 +36,11 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
         print(f"{name:<{width}}  {printable(str(value))}")
 
 
-def print_verdict(ok: bool, text: str) -> None:
-    """Print the closing line: green when it holds, red when it does not."""
-    word = "passed" if ok else "FAILED"
-    line = Text(f"{word}: {printable(text)}", style="bold green" if ok else "bold red")
+def print_verdict(ok: bool, text: str, *, nothing: bool = False) -> None:
+    """Print the closing line: green when it holds, red when it does not, yellow for `nothing`."""
+    word = "nothing changed" if nothing else "passed" if ok else "FAILED"
+    style = "bold yellow" if nothing else "bold green" if ok else "bold red"
+    line = Text(f"{word}: {printable(text)}", style=style)
     write(make_console(), line, soft_wrap=True)
 
 

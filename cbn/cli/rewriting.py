@@ -27,9 +27,10 @@ def rewrite(
     as_json: bool,
     run: Callable[[], RewriteResult],
 ) -> None:
-    """Run a rewrite, print what it did, and write its model if the proof holds or `force` says so.
+    """Run a rewrite, print what it did, and write its model if it holds or `force` says so.
 
-    Ends with exit code 1 when a node that was to change did not, or the proof does not hold.
+    It does not hold, and the exit code is 1, when a node that was to change did not, or the proof
+    fails.
     """
     from cbn import export
     from cbn.export.files import weight_files
@@ -41,7 +42,7 @@ def rewrite(
     with working(f"{verb} {model}"), about(model, data):
         result = run()
     proved = result.proof is None or bool(result.proof)
-    written = proved or force
+    written = bool(result) or force
     if written:
         with working(f"writing {output}"):
             export.save(result.model, output)
@@ -82,8 +83,9 @@ def _print(result: RewriteResult, output: Path, written: bool, proved: bool) -> 
     text = result.summary
     if failed:
         text = f"{count(failed, 'node')} could not be changed; {text}"
-    print_verdict(result.ok, text)
+    print_verdict(result.ok, text, nothing=result.ok and not result.changed)
     if written:
-        typer.echo(f"{output}: written{'' if proved else ' all the same (--force)'}")
+        typer.echo(f"{output}: written{'' if result else ' all the same (--force)'}")
     else:
-        typer.echo(f"{output}: not written, since the proof does not hold (--force writes it)")
+        why = "a node could not be changed" if proved else "the proof does not hold"
+        typer.echo(f"{output}: not written, since {why} (--force writes it)")

@@ -10,10 +10,10 @@ import numpy as np
 
 from .reasons import Refusal
 
-__all__ = ["LARGEST", "ChannelMap", "Norm"]
+__all__ = ["ChannelMap", "Norm"]
 
-LARGEST = 2**27
-"""Values in an array beyond which nothing is folded: float64 takes eight bytes for each."""
+# Values in a map: several float64 arrays of its size are held at once. Weights may be larger.
+_LARGEST = 2**24
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -32,8 +32,7 @@ class ChannelMap:
     @classmethod
     def of(cls, scale: np.ndarray, shift: np.ndarray) -> ChannelMap:
         """Bring both to one shape, with dimension 1 wherever nothing varies along it."""
-        if math.prod(np.broadcast_shapes(scale.shape, shift.shape)) > LARGEST:
-            raise Refusal(f"its scale and shift would have to be held {LARGEST} times and more")
+        _check_size(np.broadcast_shapes(scale.shape, shift.shape))
         scale, shift = np.broadcast_arrays(scale, shift)
         for axis in range(scale.ndim):
             first = (slice(None),) * axis + (slice(0, 1),)
@@ -58,8 +57,7 @@ class ChannelMap:
     def reshaped(self, keep: int, old: Sequence[int], new: Sequence[int]) -> ChannelMap:
         """The same map where the dimensions from `keep` on go from `old` to `new`."""
         lead = self.scale.shape[:keep]
-        if math.prod((*lead, *old)) > LARGEST:
-            raise Refusal(f"its scale and shift would have to be held {LARGEST} times and more")
+        _check_size((*lead, *old))
         arrays = (
             np.broadcast_to(array, (*lead, *old)).reshape(*lead, *new)
             for array in (self.scale, self.shift)
@@ -68,10 +66,11 @@ class ChannelMap:
 
     def along(self, axis: int, size: int, what: str) -> tuple[np.ndarray, np.ndarray]:
         """Scale and shift as vectors over one axis; refused when they vary along another."""
-        axis = axis + self.rank if axis < 0 else axis
+        if not -self.rank <= axis < self.rank:
+            dimensions = "1 dimension" if self.rank == 1 else f"{self.rank} dimensions"
+            raise Refusal(f"what {what} has {dimensions}, so no axis {axis}")
+        axis = axis % self.rank
         others = [a for a in self.varies if a != axis]
-        if not 0 <= axis < self.rank:
-            raise Refusal(f"what {what} has {self.rank} dimensions, so no axis {axis}")
         if others:
             raise Refusal(f"its channels lie along axis {others[0]} of what {what}, not {axis}")
         if self.scale.shape[axis] not in (1, size):
@@ -112,3 +111,11 @@ class Norm:
         center = np.where(flat, 0.0, (self.center - shift) / np.where(flat, 1.0, scale))
         bias = np.where(flat, self.bias + (shift - self.center) * self.scale, self.bias)
         return Norm(center, self.scale * scale, bias)
+
+
+def _check_size(shape: Sequence[int]) -> None:
+    if math.prod(shape) > _LARGEST:
+        raise Refusal(
+            f"its scale and shift would have to be held as arrays of shape {list(shape)}, of more "
+            f"than {_LARGEST} values"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -12,6 +12,7 @@ import onnx_ir as ir
 from ..data import DataLike
 from ..files import ModelLike
 from ..nodes import BatchNormNode, find_nodes
+from ..prepare import prepare
 from ..rewrite import KEPT, Changes, RewriteResult, RewriteRow, run_rewrite
 from ..sessions import Providers
 from .copies import copy_nodes
@@ -77,19 +78,26 @@ def fold(
     Raises
     ------
     ModelError
-        When the model cannot be read or run.
-    ValueError
-        When `nodes` names one that the model does not have.
+        When the model cannot be read or run, has no BatchNormalization, none of a name in `nodes`,
+        or is to be proved and cannot be lifted.
 
     Notes
     -----
     ``y = (x - mean) * a + bias`` with ``a = scale / sqrt(var + epsilon)``, of ONNX
-    BatchNormalization (opset 1, 6, 7, 9, 14, 15). Names of graph outputs stay as they are.
+    BatchNormalization (opset 1, 6, 7, 9, 14, 15). Names of graph outputs stay as they are. A model
+    of an opset below 7, which no onnxruntime runs, is lifted to 7 by onnx's version converter if it
+    is to be proved, and else folded as it is.
     """
-    wanted = None if nodes is None else tuple(nodes)
+    names = None if nodes is None else frozenset(nodes)
+    prepared = prepare(model, names, inline=False, runnable=prove)
+
+    def rewrite(copy: ir.Model) -> Changes:
+        done = _Folding(copy, clone, fix_inputs, into_elementwise).run(names)
+        return replace(done, notes=prepared.notes)
+
     return run_rewrite(
-        model,
-        lambda copy: _Folding(copy, clone, fix_inputs, into_elementwise).run(wanted),
+        prepared.model,
+        rewrite,
         data=data,
         seed=seed,
         providers=providers,
@@ -114,15 +122,9 @@ class _Folding:
         self._touched: set[str] = set()
         self._moved: set[str] = set()
 
-    def run(self, wanted: Sequence[str] | None) -> Changes:
+    def run(self, wanted: Collection[str] | None) -> Changes:
         found = find_nodes(self._model)
         names = [node.name for node in found]
-        unknown = [name for name in wanted or () if name not in names]
-        if unknown:
-            listed = ", ".join(repr(name) for name in names) or "none"
-            raise ValueError(
-                f"the model has no BatchNormalization node {unknown[0]!r}; it has {listed}"
-            )
         for node in found:
             if wanted is not None and node.name not in wanted:
                 self._keep(node, "not asked for", ok=True)

@@ -117,8 +117,8 @@ def open_site(found: BatchNormNode, weights: Weights, shape: Shape | None) -> Si
     channels = shape[1] if shape is not None and len(shape) > 1 else None
     if isinstance(channels, int) and channels != arrays["scale"].size:
         raise Refusal(f"its parameters are for {arrays['scale'].size} channels, X has {channels}")
-    if (arrays["var"] + found.eps <= 0).any():
-        count = int((arrays["var"] + found.eps <= 0).sum())
+    if found.bad_channels.any():
+        count = int(found.bad_channels.sum())
         raise Refusal(f"var + epsilon is 0 or less in {count} of its channels")
     scale = arrays["scale"] / np.sqrt(arrays["var"] + found.eps)
     norm = Norm(arrays["mean"], scale, arrays["bias"])

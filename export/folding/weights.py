@@ -10,8 +10,7 @@ import onnx_ir as ir
 
 from ..constants import OVERRIDABLE_SINCE, resolve
 from ..rewrite import drop_unused
-from ..surgery import Names
-from .channels import LARGEST
+from ..surgery import Names, store_constant
 from .reasons import Refusal
 
 __all__ = ["Weight", "Weights"]
@@ -22,6 +21,9 @@ _TYPES = (
     ir.DataType.FLOAT16,
     ir.DataType.BFLOAT16,
 )
+
+# Values in a weight beyond which nothing is folded: float64 takes eight bytes for each.
+_LARGEST = 2**27
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,8 +84,10 @@ class Weights:
         dtype = ir.DataType.from_numpy(array.dtype)
         if dtype not in _TYPES:
             raise Refusal(f"{what} is of type {dtype.name}, not a floating-point type")
-        if array.size > LARGEST:
-            raise Refusal(f"{what} has {array.size} values, more than the {LARGEST} folded at once")
+        if array.size > _LARGEST:
+            raise Refusal(
+                f"{what} has {array.size} values, more than the {_LARGEST} folded at once"
+            )
         # Over a broadcast array of one element this looks at that element alone.
         seen = array[tuple(slice(0, 1 if step == 0 else None) for step in array.strides)]
         with np.errstate(invalid="ignore"):
@@ -136,22 +140,15 @@ class Weights:
         graph = node.graph
         assert graph is not None, "a node of a model is in a graph"
         name = self.names.new(f"{node.name or node.outputs[0].name}/{role}")
-        tensor.name = name
         if id(graph) in self._functions:  # which has no initializers
+            tensor.name = name
             maker = ir.node("Constant", [], {"value": tensor}, name=self.names.new(f"{name}/node"))
             maker.outputs[0].name = name
             maker.outputs[0].shape = ir.Shape(tensor.shape.numpy())
             maker.outputs[0].dtype = tensor.dtype
             graph.insert_before(node, maker)
             return maker.outputs[0]
-        value = ir.Value(
-            name=name,
-            type=ir.TensorType(tensor.dtype),
-            shape=ir.Shape(tensor.shape.numpy()),
-            const_value=tensor,
-        )
-        graph.register_initializer(value)
-        return value
+        return store_constant(graph, tensor, name)
 
     def discard(self, values: list[ir.Value | None]) -> None:
         """Remove what nothing reads any more, graph inputs whose default was folded too."""

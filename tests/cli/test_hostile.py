@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import resource
+import signal
+import subprocess
 import sys
+import time
 
 import numpy as np
 import onnx
@@ -168,3 +171,57 @@ def test_memory_stays_bounded(command, tmp_path):
             )
     after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     assert max(after - before, 0) < 1 << 20  # in KiB: a gigabyte, of terabytes declared
+
+
+RUN_AND_TELL = """
+import sys
+import onnxruntime
+from cbn.__main__ import main
+
+run = onnxruntime.InferenceSession.run
+
+def tell(*arguments):
+    print("running", flush=True)
+    return run(*arguments)
+
+onnxruntime.InferenceSession.run = tell
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a signal to one process")
+def test_ctrl_c_ends_a_loop_without_an_end(environment, tmp_path):
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", [a], [b]) for a, b in (("go", "on"), ("old", "new"))],
+        "body",
+        [
+            value("i", TensorProto.INT64, []),
+            value("go", TensorProto.BOOL, []),
+            value("old", TensorProto.FLOAT, None),
+        ],
+        [value("on", TensorProto.BOOL, []), value("new", TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        batch_norm_node(y="h", training=True),
+        helper.make_node("Loop", ["trips", "true", "h"], ["y"], body=body),
+    ]
+    arrays = {**parameters(), "trips": np.array(2**62), "true": np.array(True)}
+    onnx.save(make_model(nodes, arrays=arrays), tmp_path / "loop.onnx")
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN_AND_TELL, "freeze", "loop.onnx", "-o", "out.onnx"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "running\n"
+        time.sleep(0.3)  # from here into the loop
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert (process.returncode, errors) == (130, "cbn: interrupted\n")
+    assert not (tmp_path / "out.onnx").exists()

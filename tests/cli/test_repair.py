@@ -93,6 +93,26 @@ def test_the_input_is_never_touched(invoke, training, tmp_path, verb):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["link.onnx", "model.onnx", "out.onnx"]
 
 
+@pytest.mark.parametrize("verb", COMMANDS)
+@pytest.mark.parametrize("output", ["ext.data", "ext"])
+def test_the_external_data_is_no_output_either(invoke, tmp_path, monkeypatch, verb, output):
+    path = tmp_path / "ext.onnx"
+    onnx.save(
+        single(training=True),
+        path,
+        save_as_external_data=True,
+        location="ext.data",
+        size_threshold=0,
+    )
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    monkeypatch.setattr(export, verb, lambda *_, **__: pytest.fail("it was refused too late"))
+    shown = invoke(verb, path, "-o", tmp_path / output)
+    assert shown.exit_code == 2
+    assert "the output would overwrite an input" in shown.stderr
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+    assert set(before) == {"ext.onnx", "ext.data"}
+
+
 def test_the_data_is_no_output_either(invoke, training, tmp_path):
     data = tmp_path / "x.npy"
     np.save(data, np.ones((2, 3, 4), "float32"))
@@ -150,14 +170,33 @@ def test_a_node_that_cannot_be_changed_is_exit_code_1(invoke, tmp_path):
     shown = invoke("freeze", path, "-o", tmp_path / "out.onnx")
     assert shown.exit_code == 1
     assert "1 node could not be changed" in shown.stdout
+    assert "not written, since a node could not be changed" in shown.stdout
+    assert not (tmp_path / "out.onnx").exists()
     shown = invoke("freeze", path, "-o", tmp_path / "out.onnx", "--policy", "batch")
     assert shown.exit_code == 0
 
 
-def test_recalibration_says_what_it_needs(invoke, training, tmp_path):
+def test_where_nothing_changed_it_says_so(invoke, training, tmp_path):
+    shown = invoke("fold", training, "-o", tmp_path / "out.onnx")
+    assert shown.exit_code == 0
+    assert "nothing changed: 0 of 1 node" in shown.stdout
+    assert "passed" not in shown.stdout
+
+
+def test_recalibration_is_no_choice_without_an_estimator(invoke, training, tmp_path):
     shown = invoke("freeze", training, "-o", tmp_path / "out.onnx", "--policy", "recalibrated")
     assert shown.exit_code == 2
-    assert "policy 'recalibrated' needs an estimator" in shown.stderr
+    assert "'recalibrated' is not one of 'stored', 'batch'" in " ".join(shown.stderr.split())
+    assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_a_model_without_batch_norms_is_exit_code_2(invoke, tmp_path, verb):
+    path = save(make_model([helper.make_node("Relu", ["x"], ["y"])]), tmp_path)
+    shown = invoke(verb, path, "-o", tmp_path / "out.onnx")
+    assert shown.exit_code == 2
+    (line,) = shown.stderr.splitlines()
+    assert line.endswith("the model has no BatchNormalization node: nothing to do")
     assert not (tmp_path / "out.onnx").exists()
 
 

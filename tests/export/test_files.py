@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 import onnx_models
 import pytest
+from onnx import TensorProto, helper
 
 from cbn.export.files import ModelError, load, save
 
@@ -283,3 +284,42 @@ def test_save_to_no_folder_or_onto_one(proto: onnx.ModelProto, tmp_path: Path) -
         save(proto, tmp_path)
     with pytest.raises(TypeError, match="got str"):
         save("m.onnx", tmp_path / "m.onnx")  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_what_is_no_file_is_not_replaced(proto: onnx.ModelProto, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelError, match="it is a device, pipe or socket, not a file"):
+        save(proto, pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def sparse(name: str) -> onnx.SparseTensorProto:
+    values = helper.make_tensor(name, TensorProto.FLOAT, [1], [2.0])
+    return helper.make_sparse_tensor(
+        values, helper.make_tensor("indices", TensorProto.INT64, [1], [1]), [3]
+    )
+
+
+@pytest.mark.parametrize("where", ["initializer", "attribute", "subgraph"])
+def test_sparse_tensors_are_named(proto: onnx.ModelProto, where: str) -> None:
+    graph = proto.graph
+    if where == "subgraph":
+        branch = helper.make_graph([], "branch", [], [])
+        branch.node.add(op_type="Identity", input=["w"], output=["h"])
+        graph.node.add(op_type="If", name="choice").attribute.append(
+            helper.make_attribute("then_branch", branch)
+        )
+        graph = graph.node[-1].attribute[0].g
+    if where == "attribute":
+        graph.node.append(
+            helper.make_node("Constant", [], ["w"], name="c", sparse_value=sparse("w"))
+        )
+        named = "the attribute sparse_value of Constant 'c'"
+    else:
+        graph.sparse_initializer.append(sparse("w"))
+        named = "the initializer 'w'"
+    with pytest.raises(ModelError, match=f"sparse tensors are not supported, and {named} is one"):
+        load(proto)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from folding_cases import BATCH, Case, Layer, array, batch_norm, build, ints
 from folding_matrix import C, M, conv, image
 from onnx import TensorProto, helper, numpy_helper
 
+from cbn.export.files import ModelError
 from cbn.export.folding import fold
 from cbn.export.rewrite import RewriteRow
 
@@ -91,6 +93,45 @@ CHAINS: dict[str, tuple[Callable[[], onnx.ModelProto], tuple[str, ...]]] = {
     "spatial=0": (
         lambda: chain(conv(), batch_norm(M, spatial=0), opset=8),
         ("statistics per activation (spatial=0)",),
+    ),
+    "a constant with more channels, before": (
+        lambda: chain(Layer("Sub", {1: array(3, 1, 1)}), batch_norm(3), shape=(BATCH, 1, 4, 4)),
+        ("the constant of Sub 'n0' may be larger than what it meets",),
+    ),
+    "a constant with more dimensions, before": (
+        lambda: chain(Layer("Mul", {1: array(1, 3, 1, 1)}), batch_norm(3), shape=(3, 4)),
+        ("the constant of Mul 'n0' may be larger than what it meets",),
+    ),
+    "a constant that adds a dimension on the way": (
+        lambda: chain(
+            Layer("MatMul", {1: array(4, 3)}),
+            Layer("Add", {1: array(1, 1, 3)}),
+            Layer("Transpose", {}, {"perm": [0, 2, 1]}),
+            batch_norm(3),
+            shape=(5, 4),
+        ),
+        ("the constant of Add 'n1' may be larger than what it meets",),
+    ),
+    "a constant that widens a Conv's image": (
+        lambda: chain(
+            Layer("Conv", {1: array(1, C, 1, 1)}, {"kernel_shape": [1, 1]}),
+            Layer("Mul", {1: array(1, 2, 4)}),
+            batch_norm(1),
+            shape=(BATCH, C, 1, 4),
+        ),
+        ("the constant of Mul 'n1' may be larger than what it meets",),
+    ),
+    "channels squeezed away": (
+        lambda: chain(
+            Layer(
+                "BatchNormalization",
+                {1: np.full(4, 2.0), 2: np.full(4, 0.5), 3: np.full(4, 0.25), 4: np.ones(4)},
+            ),
+            Layer("Squeeze", {1: ints(0)}),
+            Layer("MatMul", {0: array(3, 4)}, computed=1),
+            shape=(1, 4),
+        ),
+        ("what MatMul 'n2' reads has 1 dimension, so no axis -2",),
     ),
     "one number an element": (
         lambda: chain(batch_norm(C), Layer("Mul", {1: array(1, C, 1, 3)}), Layer("Relu")),
@@ -195,7 +236,7 @@ def test_nodes_that_were_not_asked_for_stay() -> None:
 
 
 def test_a_node_that_is_not_there_is_an_error() -> None:
-    with pytest.raises(ValueError, match="no BatchNormalization node 'n7'; it has 'n1'"):
+    with pytest.raises(ModelError, match="no BatchNormalization node is named 'n7': it has 'n1'"):
         fold(behind_conv(), nodes=["n7"], prove=False)
 
 
@@ -220,3 +261,40 @@ def test_a_weight_too_large_to_hold_is_refused() -> None:
     node = helper.make_node("ConstantOfShape", ["shape"], ["0_1"], value=fill)
     model.graph.node.insert(0, node)
     stays(model, "the weight of Conv 'n0' has 268435456 values")
+
+
+def test_a_map_too_large_to_hold_is_refused() -> None:
+    chained = chain(
+        batch_norm(2),
+        Layer("Flatten"),
+        Layer("Gemm", {1: array(1, 1)}),
+        shape=(1, 2, 8192, 8191),
+    )
+    tracemalloc.start()
+    try:
+        stays(chained, "would have to be held as arrays of shape [1, 2, 8192, 8191]")
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_model_without_batch_norms_is_an_error() -> None:
+    model = behind_conv()
+    del model.graph.node[1]
+    model.graph.node[0].output[0] = "y"
+    with pytest.raises(ModelError, match="the model has no BatchNormalization node: nothing to do"):
+        fold(model)
+
+
+@pytest.mark.parametrize("opset", [1, 5, 6])
+def test_an_old_opset_is_lifted_for_the_proof_and_else_stays(opset: int) -> None:
+    model = chain(conv(), batch_norm(M), opset=opset)
+    result = fold(model)
+    assert result, result
+    assert result.proof is not None
+    assert result.model.opset_imports[""] == 7
+    assert "lifted to opset 7" in result.notes[0]
+    assert result.rows[0].action == "folded into Conv 'n0'"
+    unproved = fold(model, prove=False)
+    assert unproved.rows[0].action == "folded into Conv 'n0'"
+    assert unproved.model.opset_imports[""] == opset

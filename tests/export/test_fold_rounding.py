@@ -57,3 +57,33 @@ def test_too_small_is_refused_for_all_but_not_for_one() -> None:
         round_once(small, TYPES["float16"], "the weight")
     assert round_once(np.array([1e-7, 1.0]), TYPES["float16"], "the weight")[1] == 1
     assert round_once(np.zeros(3), TYPES["float16"], "the weight").tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("first", "lost"),
+    [
+        ([1e-6, 1.3e-6], True),  # some of the digits
+        ([2.0**-24, 2.0**-20], False),  # held exactly
+        ([1e-6, 1.0], False),  # small beside a larger one of its own channel
+        ([0.0, 0.0], False),
+    ],
+)
+def test_a_channel_of_a_kernel_counts_by_itself(first: list[float], lost: bool) -> None:
+    kernel = np.array([first, [1.0, 1.0]]).reshape(2, 1, 2)
+    if lost:
+        with pytest.raises(
+            Refusal, match=r"at most 1\.3e-06 in channel 0, below float16's smallest"
+        ):
+            round_once(kernel, TYPES["float16"], "the weight")
+    else:
+        assert round_once(kernel, TYPES["float16"], "the weight")[1, 0, 0] == 1
+
+
+def test_a_channel_of_float32_that_is_switched_off_may_be_lost() -> None:
+    kernel = np.array([[1e-77, 1e-50], [1.0, 1.0]]).reshape(2, 1, 2)
+    assert round_once(kernel, TYPES["float32"], "the weight")[0].tolist() == [[0, 0]]
+
+
+def test_one_number_a_channel_may_be_small_as_a_bias_is() -> None:
+    bias = np.array([1e-7, 1.0]).reshape(2, 1, 1)
+    assert round_once(bias, TYPES["float16"], "the bias")[1] == 1

@@ -73,6 +73,24 @@ def test_every_way_to_say_training_mode(opset: int) -> None:
     assert np.abs(run(result.model, {"x": X})["y"] - expected).max() < 1e-5
 
 
+@pytest.mark.parametrize("opset", [1, 5, 6])
+def test_old_opsets_are_lifted(opset: int) -> None:
+    model = onnx_models.single(training=True, opset=opset)
+    if opset < 6:
+        model.graph.node[0].attribute.append(
+            helper.make_attribute("consumed_inputs", [0, 0, 0, 1, 1])
+        )
+    result = freeze(model)
+    assert result, result
+    assert result.proof is not None
+    assert "lifted to opset 7" in result.notes[0]
+    (norm,) = find_nodes(result.model)
+    assert (norm.mode, norm.opset) == ("eval", 7)
+    stored = onnx_models.parameters()
+    expected = cbn.batch_norm(X, stored["m"], stored["v"], stored["s"], stored["b"])
+    assert np.abs(run(result.model, {"x": X})["y"] - expected).max() < 1e-5
+
+
 def test_it_says_how_far_the_outputs_move() -> None:
     result = freeze(onnx_models.single(training=True), data={"x": X})
     (difference,) = result.differences

@@ -201,3 +201,14 @@ def test_an_attribute_of_another_type() -> None:
     proto.graph.node[0].attribute.append(helper.make_attribute("epsilon", "small"))
     with pytest.raises(ModelError, match="attribute epsilon of type FLOAT, got STRING"):
         find_nodes(proto)
+
+
+def test_channels_that_cannot_be_normalized_and_statistics_never_trained():
+    def node(**given):
+        arrays = onnx_models.parameters() | {k: np.array(v, "f4") for k, v in given.items()}
+        return find_nodes(onnx_models.single(arrays=arrays))[0]
+
+    assert node(v=[1, -1e-5, np.nan]).bad_channels.tolist() == [False, True, False]
+    assert not node().bad_channels.any()
+    assert node(m=[0, 0, 0], v=[1, 1, 1]).untouched
+    assert not node(m=[0, 0, 0]).untouched

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent import futures
+
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -185,3 +188,28 @@ def test_a_training_node_that_would_crash_onnxruntime_is_refused(outputs):
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 15)])
     with pytest.raises(ModelError, match="node 'bn' is in training mode and leaves out one of its"):
         make_session(model)
+
+
+def test_bfloat16_goes_in():
+    value = onnx.helper.make_tensor_value_info
+    cast = onnx.helper.make_node("Cast", ["x"], ["y"], to=onnx.TensorProto.FLOAT)
+    graph = onnx.helper.make_graph(
+        [cast],
+        "g",
+        [value("x", onnx.TensorProto.BFLOAT16, [2, 3, 2])],
+        [value("y", onnx.TensorProto.FLOAT, [2, 3, 2])],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 15)], ir_version=8
+    )
+    given = (X / 3).astype(ml_dtypes.bfloat16)
+    found = run_session(make_session(model), {"x": given})["y"]
+    np.testing.assert_array_equal(found, given.astype(np.float32))
+
+
+def test_a_run_outside_the_main_thread():
+    session = make_session(onnx_models.single(), optimize=False)
+    expected = run_session(session, {"x": X})["y"]
+    with futures.ThreadPoolExecutor(1) as pool:
+        found = pool.submit(run_session, session, {"x": X}).result()["y"]
+    np.testing.assert_array_equal(found, expected)

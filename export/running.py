@@ -1,0 +1,54 @@
+"""The call into onnxruntime: one that Ctrl-C ends, and that takes bfloat16."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent import futures
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime
+
+__all__ = ["run"]
+
+
+def run(
+    session: onnxruntime.InferenceSession,
+    feeds: Mapping[str, np.ndarray],
+    names: Sequence[str],
+) -> list[Any]:
+    """Run a session and return the outputs of these names.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        On Ctrl-C, once onnxruntime has left the node that it was in: also out of a loop that would
+        never end.
+    Exception
+        What onnxruntime raises; its classes share no base. It gives no output of bfloat16.
+    """
+    options = onnxruntime.RunOptions()
+    given = {name: _as_taken(array) for name, array in feeds.items()}
+    if threading.current_thread() is not threading.main_thread():  # which alone hears of Ctrl-C
+        return list(session.run(list(names), given, options))
+    # It hears of it between two steps of Python, so another thread makes the call.
+    with futures.ThreadPoolExecutor(1, "onnxruntime") as pool:
+        try:
+            result = pool.submit(session.run, list(names), given, options)
+            while not result.done():
+                futures.wait([result], timeout=0.5)  # Windows interrupts no wait without an end
+        except BaseException:
+            options.terminate = True
+            raise
+        return list(result.result())
+
+
+def _as_taken(array: Any) -> Any:
+    """Return an array as onnxruntime takes it, which knows bfloat16 but not NumPy's type for it."""
+    if getattr(array, "dtype", None) != ml_dtypes.bfloat16:
+        return array
+    bits = np.ascontiguousarray(array).view(np.uint16).reshape(array.shape)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
