@@ -24,7 +24,8 @@ DIRECTIVES = {
 }
 
 # No contraction to FMA: results must be the same bits for every instruction set.
-CFLAGS = ["-g0", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+CFLAGS = ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]
+CFLAGS += ["-g0", "-fno-asynchronous-unwind-tables"]  # a small wheel
 CFLAGS.append(os.environ.get("CBN_OPTIMIZE", "-O3"))
 
 
