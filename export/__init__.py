@@ -6,8 +6,8 @@ Needs what the extra ``cbn[onnx]`` (or ``cbn[gpu]``) installs; cbn itself does n
 from __future__ import annotations
 
 try:
-    import onnx as _onnx  # noqa: F401
-    import onnx_ir as _onnx_ir  # noqa: F401
+    import onnx as _onnx  # noqa: F401  # only to name what is missing
+    import onnx_ir as _onnx_ir  # noqa: F401  # the same
 except ModuleNotFoundError as error:
     raise ImportError(
         f'cbn.export needs the package {error.name}: pip install "cbn[onnx]", '
