@@ -52,7 +52,6 @@ typedef uint16_t cbn_vu16_half __attribute__((vector_size(CBN_VECTOR / 2)));
 enum {
     CBN_N32 = CBN_LANES * 4 / CBN_VECTOR, /* vectors in a group of floats */
     CBN_N64 = CBN_LANES * 8 / CBN_VECTOR, /* and of doubles */
-    CBN_W32 = CBN_VECTOR / 4,             /* floats in a vector */
     CBN_W64 = CBN_VECTOR / 8
 };
 
