@@ -2,9 +2,7 @@
 
 import os
 import platform
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -29,41 +27,23 @@ CFLAGS += ["-g0", "-fno-asynchronous-unwind-tables"]  # a small wheel
 CFLAGS.append(os.environ.get("CBN_OPTIMIZE", "-O3"))
 
 
+# Threads of the operating system (cbn/_pool.h), or kernels that run on one alone.
+THREADS = ["-DCBN_SERIAL"] if os.environ.get("CBN_NO_THREADS") else ["-pthread"]
+
+
 class BuildExt(build_ext):
-    """Add OpenMP where the compiler has it; build serial kernels otherwise."""
+    """Add the flags that every module shares."""
 
     def build_extensions(self) -> None:
-        flags = self._openmp_flags()
         for ext in self.extensions:
-            ext.extra_compile_args += CFLAGS + flags
-            ext.extra_link_args += flags
+            ext.extra_compile_args += CFLAGS + THREADS
+            ext.extra_link_args += THREADS
             if sys.platform == "linux":
                 ext.extra_link_args.append("-Wl,-s")  # no symbol table: a third of the size
         super().build_extensions()
 
-    def _openmp_flags(self) -> list[str]:
-        if os.environ.get("CBN_NO_OPENMP"):
-            return []
-        source = "#include <omp.h>\nint main(void) { return omp_get_max_threads() < 1; }\n"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "probe.c")
-            path.write_text(source)
-            command = [
-                *self.compiler.compiler,
-                "-fopenmp",
-                str(path),
-                "-o",
-                str(path.with_suffix("")),
-            ]
-            try:
-                subprocess.run(command, check=True, capture_output=True)
-            except (OSError, subprocess.CalledProcessError):
-                print("cbn: this compiler has no OpenMP: building serial kernels", file=sys.stderr)
-                return []
-        return ["-fopenmp"]
 
-
-DEPENDS = ["cbn/_lanes.h", *map(str, sorted(Path("cbn").glob("_*.pxi")))]
+DEPENDS = ["cbn/_lanes.h", "cbn/_pool.h", *map(str, sorted(Path("cbn").glob("_*.pxi")))]
 
 # One source, one build per instruction set: name of the build -> what the compiler may use.
 BUILDS = {"": []}

@@ -243,13 +243,20 @@ ctypedef fused wide:
     double
 
 
+cdef inline void move_by(
+    real *running, Py_ssize_t n, const double *values, double divisor, double momentum
+) noexcept nogil:
+    cdef Py_ssize_t c
+    for c in range(n):
+        if real is float or real is double:
+            running[c] = <real>((1 - momentum) * running[c] + momentum * (values[c] / divisor))
+
+
 def move(wide[::1] running, const double[::1] values, double divisor, double momentum):
     """running = (1 - momentum) * running + momentum * (values / divisor), rounded once."""
-    cdef Py_ssize_t c
-    for c in range(running.shape[0]):
-        running[c] = <wide>((1 - momentum) * running[c] + momentum * (values[c] / divisor))
+    move_by(&running[0], running.shape[0], &values[0], divisor, momentum)
 
 
 def build():
-    """How this module was compiled: bytes in a vector, OpenMP's version (0: serial)."""
-    return {"vector_bytes": VECTOR, "openmp": CBN_OPENMP}
+    """How this module was compiled: bytes in a vector, whether it has threads."""
+    return {"vector_bytes": VECTOR, "threads": bool(CBN_THREADED)}

@@ -19,7 +19,7 @@ def build_info() -> dict[str, Any]:
         ``isa``: instruction set of the build in use, "baseline", "v3" (AVX2, FMA, F16C) or "v4"
         (AVX-512), chosen for this processor unless the environment variable ``CBN_ISA`` names one;
         ``isas``: the builds that this processor can run; ``vector_bytes``: width of the vectors;
-        ``openmp``: the compiler's OpenMP version as yyyymm, or None for a serial build;
+        ``threaded``: whether the kernels can use threads; False for a serial build;
         ``threads``: how many threads ``num_threads=None`` means for a large array.
     """
     built = kernels.build()
@@ -27,6 +27,6 @@ def build_info() -> dict[str, Any]:
         "isa": isa,
         "isas": usable_isas(),
         "vector_bytes": built["vector_bytes"],
-        "openmp": built["openmp"] or None,
+        "threaded": built["threads"],
         "threads": available_threads(),
     }

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -20,9 +20,26 @@ class AffineMap:
         slope: float,
         ranks: tuple[int, int],
         watched: tuple[np.ndarray, ...],
+        serial_bytes: int,
+        threads: Callable[[int], int],
     ) -> None: ...
     def attempt(self, x: Any, out: Any = None) -> Any: ...
     def __call__(self, x: Any, out: Any = None, residual: Any = None) -> np.ndarray: ...
+
+class TrainingCall:
+    def prepare(
+        self,
+        channels: int,
+        kind: str,
+        last: bool,
+        ranks: tuple[int, int],
+        serial_bytes: int,
+        threads: Callable[[int], int],
+        state: tuple[np.ndarray | None, ...],
+    ) -> None: ...
+    def attempt(
+        self, x: Any, out: Any, eps: float, momentum: float
+    ) -> tuple[np.ndarray, np.ndarray] | None: ...
 
 def fuse(
     mean: np.ndarray,
@@ -33,5 +50,5 @@ def fuse(
     coefficients_: np.ndarray,
     single: bool,
 ) -> None: ...
-def build() -> dict[str, int]: ...
+def build() -> dict[str, Any]: ...
 def table() -> object: ...

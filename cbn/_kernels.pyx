@@ -22,9 +22,10 @@
     coefficients and map, so that their slab is read from memory once if it fits in L2. Only where
     channels are too few to share out, or last, are there two passes over x.
 
-(e) Threads: an argument, handed down to prange. Tasks are shared out dynamically, so that a core
-    which is busy elsewhere delays one task and not half of the array. One thread means no parallel
-    region at all.
+(e) Threads: an argument, handed down to share() of _pool.h. Each thread has a share of the tasks
+    and then takes from the others, so that a core which is busy elsewhere delays one task and not
+    half of the array. A task is a function of its work, a struct, and of its number; the pointer
+    to the struct is declared as one to the element type, by which Cython tells the functions apart.
 
 (f) Rows shorter than a group of lanes, or no multiple of it, are folded: several rows are taken for
     one longer one, and the sums of a channel's columns are merged. Runs shorter than a group are
@@ -32,7 +33,6 @@
 """
 
 from cython cimport view
-from cython.parallel cimport prange
 from libc.math cimport NAN, isfinite, sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free, malloc
@@ -85,15 +85,10 @@ cdef extern from "_lanes.h" nogil:
     void narrow "cbn_narrow"(const void *like, double value, void *narrowed, Py_ssize_t at)
     double value_of "cbn_value"(const void *x)
 
-cdef extern from *:
-    """
-    #ifdef _OPENMP
-    #define CBN_OPENMP _OPENMP
-    #else
-    #define CBN_OPENMP 0
-    #endif
-    """
-    enum: CBN_OPENMP
+cdef extern from "_pool.h" nogil:
+    enum: CBN_THREADED
+    ctypedef void (*Task "cbn_task")(const void *work, Py_ssize_t task)
+    void share "cbn_share"(Task run, const void *work, Py_ssize_t tasks, int num_threads)
 
 ctypedef fused real:
     float

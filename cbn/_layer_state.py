@@ -36,13 +36,13 @@ class _ChannelArray:
         if layer._arrays[self._name] is None:
             raise ValueError(f"{self._name}: the layer was made with {self._switch}=False")
         layer._arrays[self._name] = layer._checked(self._name, value)
-        layer._fast = None
+        layer._forget()
 
 
 class LayerState:
     """The state of a BatchNorm; its docstring lists the parameters.
 
-    Whatever changes what eval computes sets `_fast`, the map that eval has cached, to None.
+    Whatever changes what a call computes calls `_forget`.
     """
 
     _ranks: ClassVar[tuple[int, ...]] = ()
@@ -75,7 +75,7 @@ class LayerState:
         if not 1 <= self._num_features < 1 << 40:
             raise ValueError(f"num_features: expected an int from 1 to 2**40, got {num_features}")
         self._dtype = check_dtype(dtype)
-        self._fast: Any = None
+        self._forget()
         self._last: tuple[np.ndarray, np.ndarray] | None = None
         self.eps = eps
         self.momentum = momentum
@@ -89,6 +89,11 @@ class LayerState:
         )
         self._num_batches_tracked: int | None = None
         self.reset_parameters()
+
+    def _forget(self) -> None:
+        """Drop what calls have cached: the map of eval, and what training holds of the arrays."""
+        self._fast: Any = None
+        self._training_call: Any = None
 
     @property
     def num_features(self) -> int:
@@ -108,7 +113,7 @@ class LayerState:
     @eps.setter
     def eps(self, value: float) -> None:
         self._eps = check_eps(value)
-        self._fast = None
+        self._forget()
 
     @property
     def momentum(self) -> float | None:
@@ -127,7 +132,7 @@ class LayerState:
     @channels_last.setter
     def channels_last(self, value: bool) -> None:
         self._channels_last = bool(value)
-        self._fast = None
+        self._forget()
 
     @property
     def num_threads(self) -> int | None:
@@ -137,7 +142,7 @@ class LayerState:
     @num_threads.setter
     def num_threads(self, value: int | None) -> None:
         self._num_threads = check_num_threads(value)
-        self._fast = None
+        self._forget()
 
     @property
     def affine(self) -> bool:
@@ -164,7 +169,7 @@ class LayerState:
 
     def reset_running_stats(self) -> None:
         """Set the running mean to 0, the running variance to 1 and the count of batches to 0."""
-        self._fast = None
+        self._forget()
         if self._track_running_stats:
             self._arrays["running_mean"] = np.zeros(self._num_features, self._dtype)
             self._arrays["running_var"] = np.ones(self._num_features, self._dtype)
@@ -231,14 +236,20 @@ class LayerState:
             existing = self._arrays[name]
             assert existing is not None
             existing[...] = array  # in place, as torch does: whoever holds the array sees it
-        self._fast = None
+        self._forget()
         self._num_batches_tracked = tracked
 
     def _checked(self, name: str, value: Any) -> np.ndarray:
         return as_channel_array(value, self._num_features, name).astype(self._dtype)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": dict(self._arrays), "_fast": None, "_last": None}
+        return {
+            **self.__dict__,
+            "_arrays": dict(self._arrays),
+            "_fast": None,
+            "_training_call": None,
+            "_last": None,
+        }
 
     def __repr__(self) -> str:
         text = (

@@ -1,7 +1,7 @@
 # The affine map of each channel, act((x - m) * a + b + residual * w). Included by _kernels.pyx.
 
 cdef enum:
-    TASK_BYTES = 1 << 17    # of x, in a task that only maps
+    TASK_BYTES = 1 << 15    # of x, in a task that only maps
     STREAM_BYTES = 1 << 22  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
@@ -82,9 +82,10 @@ cdef inline void map_groups(
 cdef inline void map_run(
     const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, const Map *map_
 ) noexcept nogil:
-    """One run of channel c. The last group overlaps the one before it: it is computed first, since
-    y may be x, and stored last."""
+    """One run of channel c. Where values are left over, the last group overlaps the one before it:
+    it is computed first, since y may be x, and stored last."""
     cdef Py_ssize_t i = head_of(y, n, map_.stream), last = n - LANES
+    cdef Py_ssize_t left = (n - i) % LANES
     cdef double m = map_.m[c], a = map_.a[c], b = map_.b[c], w = 1
     cdef real[LANES] tail
     if n < LANES:
@@ -92,8 +93,9 @@ cdef inline void map_run(
         return
     if residual != NULL:
         w = map_.w[c]
-    map_groups(x + last, residual + last if residual != NULL else NULL, <real *>tail, 0, 0,
-               m, a, b, w, map_.activation, map_.slope, False, 0, 0)
+    if left:
+        map_groups(x + last, residual + last if residual != NULL else NULL, <real *>tail, 0, 0,
+                   m, a, b, w, map_.activation, map_.slope, False, 0, 0)
     if i:
         map_part(x, residual, y, i, c, map_)
     if residual != NULL or map_.activation:
@@ -103,7 +105,10 @@ cdef inline void map_run(
         map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, True, map_.ahead, 0)
     else:
         map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, False, 0, 0)
-    memcpy(y + last, tail, sizeof(tail))
+    if left and map_.stream:   # a streamed line is not touched again
+        memcpy(y + n - left, tail + LANES - left, left * sizeof(real))
+    elif left:
+        memcpy(y + last, tail, sizeof(tail))
 
 
 cdef inline void map_box(
@@ -152,16 +157,28 @@ cdef inline Tile tile_of(const First *x, Py_ssize_t itemsize) noexcept nogil:
     return tile
 
 
-cdef void map_tile(
-    Py_ssize_t task, const Tile *tile, const real *x, const First *from_, const real *residual,
-    const First *beside, real *y, const First *to, const Map *map_
-) noexcept nogil:
+cdef struct FirstWork:
+    # what the tasks of map_first share
+    const void *x
+    const First *from_
+    const void *residual
+    const First *beside
+    void *y
+    const First *to
+    const Map *map_
+    Tile tile
+
+
+cdef void map_tile(const real *work, Py_ssize_t task) noexcept nogil:
+    cdef const FirstWork *w = <const FirstWork *>work
+    cdef const Tile *tile = &w.tile
     cdef Py_ssize_t start = (task % tile.along_length) * tile.length
     cdef Py_ssize_t channel = (task // tile.along_length % tile.along_channels) * tile.channels
     cdef Py_ssize_t run = (task // (tile.along_length * tile.along_channels)) * tile.runs
-    map_box(x, from_, residual, beside, y, to, run, min(run + tile.runs, from_.runs),
-            channel, min(channel + tile.channels, from_.channels),
-            start, min(start + tile.length, from_.length), map_)
+    map_box(<const real *>w.x, w.from_, <const real *>w.residual, w.beside, <real *>w.y, w.to,
+            run, min(run + tile.runs, w.from_.runs),
+            channel, min(channel + tile.channels, w.from_.channels),
+            start, min(start + tile.length, w.from_.length), w.map_)
 
 
 cdef void map_first(
@@ -169,14 +186,13 @@ cdef void map_first(
     const First *to, const Map *map_, int num_threads
 ) noexcept nogil:
     """The map of a whole array, channels first."""
-    cdef Tile tile = tile_of(from_, sizeof(real))
-    cdef Py_ssize_t tasks = tile.along_runs * tile.along_channels * tile.along_length, task
-    if num_threads == 1:
-        for task in range(tasks):
-            map_tile(task, &tile, x, from_, residual, beside, y, to, map_)
-    else:
-        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-            map_tile(task, &tile, x, from_, residual, beside, y, to, map_)
+    cdef FirstWork work
+    work.x, work.from_ = x, from_
+    work.residual, work.beside = residual, beside
+    work.y, work.to, work.map_ = y, to, map_
+    work.tile = tile_of(from_, sizeof(real))
+    share(<Task>map_tile[real], &work,
+          work.tile.along_runs * work.tile.along_channels * work.tile.along_length, num_threads)
 
 
 # ---- channels one after the other ----------------------------------------------------------------
@@ -274,17 +290,37 @@ cdef void map_flat(
         fence()
 
 
-cdef void map_rows(
-    Py_ssize_t task, Py_ssize_t rows, const real *x, const Last *from_, const real *residual,
-    const Last *beside, real *y, const Last *to, const Periodic *flat
-) noexcept nogil:
+cdef struct LastWork:
+    # what the tasks of map_last share
+    const void *x
+    const Last *from_
+    const void *residual
+    const Last *beside
+    void *y
+    const Last *to
+    const Periodic *flat
+    Py_ssize_t step          # values of a task, or rows where these do not follow each other
+
+
+cdef void map_piece(const real *work, Py_ssize_t task) noexcept nogil:
+    """Values that follow each other."""
+    cdef const LastWork *w = <const LastWork *>work
+    cdef Py_ssize_t at = task * w.step
+    cdef const real *other = <const real *>w.residual
+    map_flat(<const real *>w.x + at, other + at if other != NULL else NULL, <real *>w.y + at,
+             min(w.step, w.from_.rows * w.from_.channels - at), at, w.flat)
+
+
+cdef void map_rows(const real *work, Py_ssize_t task) noexcept nogil:
     """Rows that do not follow each other."""
+    cdef const LastWork *w = <const LastWork *>work
     cdef Py_ssize_t row
     cdef const real *other = NULL
-    for row in range(task * rows, min((task + 1) * rows, from_.rows)):
-        if residual != NULL:
-            other = residual + row_at(beside, row)
-        map_flat(x + row_at(from_, row), other, y + row_at(to, row), from_.channels, 0, flat)
+    for row in range(task * w.step, min((task + 1) * w.step, w.from_.rows)):
+        if w.residual != NULL:
+            other = <const real *>w.residual + row_at(w.beside, row)
+        map_flat(<const real *>w.x + row_at(w.from_, row), other,
+                 <real *>w.y + row_at(w.to, row), w.from_.channels, 0, w.flat)
 
 
 cdef inline bint adjacent(const Last *shape) noexcept nogil:
@@ -298,25 +334,18 @@ cdef void map_last(
     const Last *to, const Periodic *flat, int num_threads
 ) noexcept nogil:
     """The map of a whole array, channels last."""
-    cdef Py_ssize_t rows = 1, tasks, task, n, values = TASK_BYTES // sizeof(real)
-    cdef bint whole = adjacent(from_) and adjacent(to) and (
-        residual == NULL or adjacent(beside))
-    n = from_.rows * from_.channels
+    cdef Py_ssize_t n = from_.rows * from_.channels, values = TASK_BYTES // sizeof(real)
+    cdef bint whole = adjacent(from_) and adjacent(to) and (residual == NULL or adjacent(beside))
+    cdef LastWork work
+    if whole and (num_threads == 1 or n <= values):
+        map_flat(x, residual, y, n, 0, flat)
+        return
+    work.x, work.from_ = x, from_
+    work.residual, work.beside = residual, beside
+    work.y, work.to, work.flat = y, to, flat
     if whole:
-        tasks = (n + values - 1) // values
-        if num_threads == 1 or tasks == 1:
-            map_flat(x, residual, y, n, 0, flat)
-        else:
-            for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-                map_flat(x + task * values,
-                         residual + task * values if residual != NULL else NULL,
-                         y + task * values, min(values, n - task * values), task * values, flat)
+        work.step = values
+        share(<Task>map_piece[real], &work, (n + values - 1) // values, num_threads)
     else:
-        rows = max(rows, values // from_.channels)
-        tasks = (from_.rows + rows - 1) // rows
-        if num_threads == 1:
-            for task in range(tasks):
-                map_rows(task, rows, x, from_, residual, beside, y, to, flat)
-        else:
-            for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-                map_rows(task, rows, x, from_, residual, beside, y, to, flat)
+        work.step = max(<Py_ssize_t>1, values // from_.channels)
+        share(<Task>map_rows[real], &work, (from_.rows + work.step - 1) // work.step, num_threads)

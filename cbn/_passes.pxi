@@ -149,42 +149,59 @@ cdef inline void group_sums(
                       last_block, out)
 
 
-cdef void first_group(
-    Py_ssize_t group, Py_ssize_t size, const real *x, const First *from_, const real *dy,
-    const First *beside, real *y, const First *to, const Training *training, bint stream,
-    Py_ssize_t ahead
-) noexcept nogil:
+cdef struct FirstPass:
+    # what the tasks of pass_first share
+    const void *x
+    const First *from_
+    const void *dy
+    const First *beside
+    void *y
+    const First *to
+    const Training *training
+    Py_ssize_t size          # channels of a group
+    bint stream
+    Py_ssize_t parts         # of a group, where they are tasks
+    Sums *partial            # [part, channel]
+
+
+cdef void first_group(const real *work, Py_ssize_t group) noexcept nogil:
     """Take a group of channels through sums, coefficients and map."""
+    cdef const FirstPass *w = <const FirstPass *>work
+    cdef const real *x = <const real *>w.x
+    cdef const real *dy = <const real *>w.dy
+    cdef real *y = <real *>w.y
+    cdef const First *from_ = w.from_
+    cdef const First *beside = w.beside
+    cdef const Training *training = w.training
     cdef Sums[GROUP] sums
-    cdef Py_ssize_t channel = group * size, c
-    cdef Py_ssize_t channels = min(size, from_.channels - channel)
-    cdef Map map_ = map_of(training, stream)
-    if channel + ahead * size + channels <= from_.channels and not training.frozen:
-        map_.ahead = ahead * size * from_.channel_stride * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t channel = group * w.size, c
+    cdef Py_ssize_t channels = min(w.size, from_.channels - channel)
+    cdef Map map_ = map_of(training, w.stream)
+    if channel + w.size + channels <= from_.channels and not training.frozen:
+        map_.ahead = w.size * from_.channel_stride * <Py_ssize_t>sizeof(real)
         if dy != NULL:
-            map_.ahead_beside = ahead * size * beside.channel_stride * <Py_ssize_t>sizeof(real)
+            map_.ahead_beside = w.size * beside.channel_stride * <Py_ssize_t>sizeof(real)
     group_sums(x, from_, dy, beside, channel, channels, 0, block_count(from_), training,
                <Sums *>sums)
     for c in range(channels):
         finish_channel(x, &sums[c], training, channel + c)
     if training.frozen:
-        map_box(dy, beside, <const real *>NULL, beside, y, to, 0, from_.runs, channel,
+        map_box(dy, beside, <const real *>NULL, beside, y, w.to, 0, from_.runs, channel,
                 channel + channels, 0, from_.length, &map_)
     elif y != NULL:
-        map_box(x, from_, dy, beside, y, to, 0, from_.runs, channel, channel + channels,
+        map_box(x, from_, dy, beside, y, w.to, 0, from_.runs, channel, channel + channels,
                 0, from_.length, &map_)
 
 
-cdef void first_part(
-    Py_ssize_t task, Py_ssize_t parts, Py_ssize_t size, const real *x, const First *from_,
-    const real *dy, const First *beside, const Training *training, Sums *partial
-) noexcept nogil:
+cdef void first_part(const real *work, Py_ssize_t task) noexcept nogil:
     """One part of the sums of a group of channels, into partial[part, channel]."""
-    cdef Py_ssize_t channel = (task // parts) * size, part = task % parts
-    cdef Py_ssize_t blocks = block_count(from_)
-    group_sums(x, from_, dy, beside, channel, min(size, from_.channels - channel),
-               part * blocks // parts, (part + 1) * blocks // parts, training,
-               partial + part * from_.channels + channel)
+    cdef const FirstPass *w = <const FirstPass *>work
+    cdef Py_ssize_t channel = (task // w.parts) * w.size, part = task % w.parts
+    cdef Py_ssize_t blocks = block_count(w.from_), channels = w.from_.channels
+    group_sums(<const real *>w.x, w.from_, <const real *>w.dy, w.beside, channel,
+               min(w.size, channels - channel), part * blocks // w.parts,
+               (part + 1) * blocks // w.parts, w.training,
+               w.partial + part * channels + channel)
 
 
 cdef int pass_first(
@@ -192,40 +209,30 @@ cdef int pass_first(
     const First *to, const Training *training, int num_threads
 ) noexcept nogil:
     """Sums of x (and dy) and, where y is given, the map into it."""
-    cdef Py_ssize_t size, groups, parts, tasks, task, bytes_
-    cdef bint stream
+    cdef Py_ssize_t groups, bytes_
     cdef Map map_
-    cdef Sums *partial
+    cdef FirstPass work
     if is_short(from_) and (dy == NULL or is_short(beside)) and (y == NULL or is_short(to)):
         return pass_short(x, from_, dy, beside, y, to, training, num_threads)
-    size = group_size(from_, sizeof(real))
-    groups = (from_.channels + size - 1) // size
+    work.x, work.from_ = x, from_
+    work.dy, work.beside = dy, beside
+    work.y, work.to, work.training = y, to, training
+    work.size = group_size(from_, sizeof(real))
+    groups = (from_.channels + work.size - 1) // work.size
     bytes_ = from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)
-    stream = streams(bytes_, from_.length * <Py_ssize_t>sizeof(real))
+    work.stream = streams(bytes_, from_.length * <Py_ssize_t>sizeof(real))
     if groups >= TASKS // 4:
-        if num_threads == 1:
-            for task in range(groups):
-                first_group(task, size, x, from_, dy, beside, y, to, training, stream, 1)
-        else:
-            for task in prange(groups, num_threads=num_threads, schedule="dynamic", chunksize=1):
-                first_group(task, size, x, from_, dy, beside, y, to, training, stream,
-                            num_threads)
+        share(<Task>first_group[real], &work, groups, num_threads)
         return 0
-    parts = parts_of(groups, block_count(from_))
-    tasks = groups * parts
-    partial = <Sums *>malloc(parts * from_.channels * sizeof(Sums))
-    if partial == NULL:
+    work.parts = parts_of(groups, block_count(from_))
+    work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
+    if work.partial == NULL:
         return NO_MEMORY
-    if num_threads == 1:
-        for task in range(tasks):
-            first_part(task, parts, size, x, from_, dy, beside, training, partial)
-    else:
-        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-            first_part(task, parts, size, x, from_, dy, beside, training, partial)
-    merge_parts(x, partial, parts, from_.channels, from_.channels, 1, 0, NULL, training)
-    free(partial)
+    share(<Task>first_part[real], &work, groups * work.parts, num_threads)
+    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training)
+    free(work.partial)
     if y != NULL:
-        map_ = map_of(training, stream)
+        map_ = map_of(training, work.stream)
         if training.frozen:
             map_first(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
         else:
@@ -235,18 +242,29 @@ cdef int pass_first(
 
 # ---- channels last -------------------------------------------------------------------------------
 
-cdef inline void last_part(
-    Py_ssize_t task, Py_ssize_t parts, const real *x, const Last *from_, const real *dy,
-    const Last *beside, const double *mean, Sums *partial
-) noexcept nogil:
+cdef struct LastPass:
+    # what the tasks of column_sums share
+    const void *x
+    const Last *from_
+    const void *dy
+    const Last *beside
+    const double *mean
+    Py_ssize_t parts
+    Sums *partial            # [part, column]
+
+
+cdef void last_part(const real *work, Py_ssize_t task) noexcept nogil:
     """One part of the rows of COLUMNS channels, into partial[part, channel]."""
-    cdef Py_ssize_t channel = (task // parts) * COLUMNS, part = task % parts
-    cdef Py_ssize_t row = part * from_.rows // parts, last = (part + 1) * from_.rows // parts
+    cdef const LastPass *w = <const LastPass *>work
+    cdef const Last *from_ = w.from_
+    cdef const real *x = <const real *>w.x
+    cdef Py_ssize_t channel = (task // w.parts) * COLUMNS, part = task % w.parts
+    cdef Py_ssize_t row = part * from_.rows // w.parts, last = (part + 1) * from_.rows // w.parts
     cdef Py_ssize_t columns = min(<Py_ssize_t>COLUMNS, from_.channels - channel)
-    partial += part * from_.channels + channel
-    if dy != NULL:
-        columns_products(dy + channel, beside, x + channel, from_, mean + channel, row, last,
-                         columns, partial)
+    cdef Sums *partial = w.partial + part * from_.channels + channel
+    if w.dy != NULL:
+        columns_products(<const real *>w.dy + channel, w.beside, x + channel, from_,
+                         w.mean + channel, row, last, columns, partial)
     else:
         columns_moments(x + channel, from_, row, last, columns, partial)
 
@@ -278,9 +296,9 @@ cdef int column_sums(
 ) noexcept nogil:
     """Sums of the columns of x (and dy), merged into those of the channels."""
     cdef Py_ssize_t columns = from_.channels, c, k
-    cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS, task
+    cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS
     cdef Py_ssize_t parts = parts_of(groups, (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK)
-    cdef Py_ssize_t tasks = groups * parts
+    cdef LastPass work
     cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
     cdef double *mean = <double *>malloc(columns * sizeof(double))
     if partial == NULL or mean == NULL:
@@ -291,12 +309,10 @@ cdef int column_sums(
         for c in range(channels):
             for k in range(columns // channels):
                 mean[c * channel_step + k * fold_step] = training.mean[c]
-    if num_threads == 1:
-        for task in range(tasks):
-            last_part(task, parts, x, from_, dy, beside, mean, partial)
-    else:
-        for task in prange(tasks, num_threads=num_threads, schedule="dynamic", chunksize=1):
-            last_part(task, parts, x, from_, dy, beside, mean, partial)
+    work.x, work.from_ = x, from_
+    work.dy, work.beside, work.mean = dy, beside, mean
+    work.parts, work.partial = parts, partial
+    share(<Task>last_part[real], &work, groups * parts, num_threads)
     merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training)
     free(partial)
     free(mean)

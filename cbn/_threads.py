@@ -11,23 +11,11 @@ from ._dispatch import kernels
 
 __all__ = ["SERIAL_BYTES", "available_threads", "check_num_threads", "threads_for"]
 
-#: Arrays up to this size are the work of one thread: starting and joining a second costs
-#: microseconds, and whole scheduler slices where another process holds its core.
-SERIAL_BYTES = 1 << 20
+#: Arrays up to this size are the work of one thread: waking a second costs what it would save.
+SERIAL_BYTES = 1 << 18
 
 _MOST_THREADS = max(8, 2 * (os.cpu_count() or 1))
-_HAS_OPENMP = bool(kernels.build()["openmp"])
-_forked = False
-
-
-def _after_fork_in_child() -> None:
-    # libgomp's worker threads do not survive a fork; a parallel region would wait for them forever.
-    global _forked
-    _forked = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+_THREADED = bool(kernels.build()["threads"])
 
 
 def check_num_threads(num_threads: int | None) -> int | None:
@@ -70,7 +58,7 @@ def _quota() -> int | None:
 
 @functools.cache
 def _omp_num_threads() -> int | None:
-    """``OMP_NUM_THREADS`` as it was when first asked, like OpenMP itself; its first level."""
+    """``OMP_NUM_THREADS`` as it was when first asked, as OpenMP reads it; its first level."""
     try:
         return max(1, int(os.environ["OMP_NUM_THREADS"].split(",")[0]))
     except (KeyError, ValueError):
@@ -79,7 +67,7 @@ def _omp_num_threads() -> int | None:
 
 def available_threads() -> int:
     """What CPU affinity, the control group's quota and ``OMP_NUM_THREADS`` allow, at least 1."""
-    if _forked or not _HAS_OPENMP:
+    if not _THREADED:
         return 1
     try:
         count = len(os.sched_getaffinity(0))
@@ -89,9 +77,8 @@ def available_threads() -> int:
 
 
 def threads_for(num_threads: int | None, nbytes: int) -> int:
-    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but after a fork,
-    and not beyond twice the processors, or 8."""
+    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but not beyond twice
+    the processors, or 8."""
     if num_threads is None:
         return 1 if nbytes <= SERIAL_BYTES else available_threads()
-    # OpenMP ends the process where the system refuses it a thread.
-    return 1 if _forked else min(num_threads, _MOST_THREADS)
+    return min(num_threads, _MOST_THREADS)

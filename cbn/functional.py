@@ -191,7 +191,7 @@ def batch_norm(
     out : array like x, optional
         Where to write the result; may be x itself. Honoured without a copy or refused.
     num_threads : int, optional
-        None: what the machine allows, and one for arrays up to 1 MiB. The result has the same
+        None: what the machine allows, and one for arrays up to 256 KiB. The result has the same
         bits whatever their number.
 
     Returns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from ._arrays import as_array, check_dtype, overlap
 from ._dispatch import kernels
 from ._layer_state import LayerState
+from ._threads import SERIAL_BYTES, threads_for
 from .functional import (
     Parameters,
     batch_norm_backward,
@@ -50,7 +52,7 @@ class BatchNorm(LayerState):
     channels_last : bool
         Take (N, ..., C) in place of (N, C, ...).
     num_threads : int, optional
-        None: what the machine allows, and one for arrays up to 1 MiB.
+        None: what the machine allows, and one for arrays up to 256 KiB.
 
     Attributes
     ----------
@@ -114,6 +116,10 @@ class BatchNorm(LayerState):
             result = fast.attempt(x, out)
             if result is not None:
                 return result  # type: ignore[no-any-return]  # compiled
+        if self.training:
+            done = self._attempt_training(x, out)
+            if done is not None:
+                return done
         array = self._input(x)
         axis = self._axis % array.ndim
         if not self.training and self._track_running_stats:
@@ -227,16 +233,48 @@ class BatchNorm(LayerState):
         )
         return (dx, dweight, dbias) if self._affine else (dx, None, None)
 
+    def _attempt_training(self, x: Any, out: Any) -> np.ndarray | None:
+        """A training forward of contiguous arrays of the layer's dtype; None for all others."""
+        call = self._training_call
+        if call is None:
+            call = kernels.TrainingCall()
+            if self._dtype.kind == "f" and self._dtype.itemsize >= 4:
+                call.prepare(
+                    self._num_features,
+                    self._dtype.char,
+                    self.channels_last,
+                    (min(self._ranks), max(self._ranks)),
+                    SERIAL_BYTES if self.num_threads is None else 0,
+                    functools.partial(threads_for, self.num_threads),
+                    (self.weight, self.bias, self.running_mean, self.running_var),
+                )
+            self._training_call = call
+        tracked = (self._num_batches_tracked or 0) + 1
+        momentum = 1.0 / tracked if self._momentum is None else self._momentum
+        done = call.attempt(x, out, self._eps, momentum)
+        if done is None:
+            return None
+        result, moments = done
+        if self._num_batches_tracked is not None:
+            self._num_batches_tracked = tracked
+        self._fast = None
+        array = x if type(x) is np.ndarray else as_array(x)
+        self._last = None if out is not None and overlap(array, result) else (array, moments)
+        return result  # type: ignore[no-any-return]  # compiled
+
     def _fast_map(self, mab: np.ndarray, dtype: np.dtype[Any]) -> Any:
-        """What serves small contiguous arrays until a parameter changes, or None."""
-        if dtype.kind != "f" or self.num_threads not in (None, 1):
+        """What serves contiguous arrays until a parameter changes, or None."""
+        if dtype.kind != "f":
             return None
         watched = tuple(array for array in self._arrays.values() if array is not None)
         if any(array.dtype.kind != "f" for array in watched):  # no buffer of bfloat16
             return None
         fast = kernels.AffineMap()
         ranks = (min(self._ranks), max(self._ranks))
-        fast.prepare(mab, dtype.char, self.channels_last, 0, 0.0, ranks, watched)
+        serial = SERIAL_BYTES if self.num_threads is None else 0
+        threads = functools.partial(threads_for, self.num_threads)
+        kind, last = dtype.char, self.channels_last
+        fast.prepare(mab, kind, last, 0, 0.0, ranks, watched, serial, threads)
         return fast
 
     def _running(self) -> tuple[np.ndarray, np.ndarray]:

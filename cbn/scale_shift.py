@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from ._arrays import (
     to_ndarray,
 )
 from ._dispatch import kernels
-from ._threads import check_num_threads
+from ._threads import SERIAL_BYTES, check_num_threads, threads_for
 from .functional import is_single, scale_shift
 
 __all__ = ["ACTIVATIONS", "ScaleShift"]
@@ -93,12 +94,14 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         self._num_threads = check_num_threads(num_threads)
         self.prepare(
             self._values,
-            self._dtype.char if self._num_threads in (None, 1) and self._dtype.kind == "f" else "",
+            self._dtype.char if self._dtype.kind == "f" else "",
             axis == -1,
             ACTIVATIONS.index(activation),
             self._negative_slope,
             (2, 32),
             (),
+            SERIAL_BYTES if self._num_threads is None else 0,
+            functools.partial(threads_for, self._num_threads),
         )
 
     @property
@@ -142,7 +145,7 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         return int(self._values.shape[1])
 
     # The call itself is compiled, in kernels.AffineMap: f(x, out=None, residual=None). It takes
-    # small contiguous arrays at once and comes here with all others.
+    # contiguous arrays at once and comes here with all others.
     def _checked(self, x: Any, out: Any, residual: Any) -> np.ndarray:
         array = as_array(x)
         if array.dtype != self._dtype:

@@ -11,7 +11,11 @@ from cbn.cli.output import print_json, print_pairs
 __all__ = ["info"]
 
 # What people call the entries of cbn.build_info().
-_LABELS = {"isa": "instruction set", "vector_bytes": "bytes a vector", "openmp": "OpenMP"}
+_LABELS = {
+    "isa": "instruction set",
+    "vector_bytes": "bytes a vector",
+    "threaded": "threads in the kernels",
+}
 
 
 def info(as_json: AsJson = False) -> None:

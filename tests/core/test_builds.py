@@ -133,24 +133,21 @@ def test_the_compiled_call_gives_the_bits_of_the_checked_one(last, dtype, isa):
     values = np.stack([oracles.array((channels,), seed=seed) for seed in range(3)])
     values = values.astype(np.float64)
     with builds.running(isa) as kernels:
-        for shape in [(1, 19), (7, 19), (5, 19, 7), (2, 19, 16), (3, 19, 7, 7)]:
+        for shape in [(1, 19), (7, 19), (5, 19, 7), (2, 19, 16), (3, 19, 7, 7), (3, 19, 41, 40)]:
             x, residual = (oracles.array(shape, np.float32, seed).astype(dtype) for seed in (3, 4))
             if last:
                 x, residual = (np.moveaxis(array, 1, -1).copy() for array in (x, residual))
             for number, activation in enumerate(cbn.scale_shift.ACTIVATIONS):
                 compiled = kernels.AffineMap()
                 char = np.dtype(dtype).char
-                compiled.prepare(values, char, last, number, 0.01, (2, 5), ())
+                threads = {"serial_bytes": 1 << 15, "threads": lambda nbytes: 3}
+                compiled.prepare(values, char, last, number, 0.01, (2, 5), (), **threads)
                 checked = cbn.ScaleShift(
-                    *values,
-                    activation=activation,
-                    dtype=dtype,
-                    axis=-1 if last else 1,
-                    num_threads=2,
-                )
-                np.testing.assert_array_equal(compiled(x), checked(x))
+                    *values, activation=activation, dtype=dtype, axis=-1 if last else 1
+                )._checked
+                np.testing.assert_array_equal(compiled(x), checked(x, None, None))
                 np.testing.assert_array_equal(
-                    compiled(x, None, residual), checked(x, residual=residual)
+                    compiled(x, None, residual), checked(x, None, residual)
                 )
 
 

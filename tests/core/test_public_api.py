@@ -102,7 +102,7 @@ def test_importing_it_needs_numpy_alone():
 
 def test_build_info():
     info = cbn.build_info()
-    assert list(info) == ["isa", "isas", "vector_bytes", "openmp", "threads"]
+    assert list(info) == ["isa", "isas", "vector_bytes", "threaded", "threads"]
     assert info["vector_bytes"] in (16, 32, 64)
     assert info["threads"] >= 1
 
