@@ -25,17 +25,17 @@ cdef class ContiguousCall:
     cdef bint last
     cdef int fewest, most
     cdef Py_ssize_t serial_bytes
-    cdef object threads
+    cdef int most_threads
+    cdef bint fixed_threads
 
     cdef int take(
-        self, Py_ssize_t channels, str kind, bint last, tuple ranks, Py_ssize_t serial_bytes,
-        threads
+        self, Py_ssize_t channels, str kind, bint last, tuple ranks, threads
     ) except -1:
         """Set up: see `prepare` of the subclasses."""
         self.channels, self.last = channels, last
         self.kind = ord(kind) if kind else 0
         self.fewest, self.most = ranks
-        self.serial_bytes, self.threads = serial_bytes, threads
+        self.serial_bytes, self.most_threads, self.fixed_threads = threads
         return 0
 
     cdef bint refuses(self, x, out):
@@ -53,8 +53,14 @@ cdef class ContiguousCall:
         return x.shape[x.ndim - 1 if self.last else 1] == self.channels and (
             <uintptr_t>x.buf % <uintptr_t>x.itemsize == 0)
 
-    cdef int threads_of(self, const Py_buffer *x) except -1:
-        return 1 if x.len <= self.serial_bytes else self.threads(x.len)
+    cdef int threads_of(self, const Py_buffer *x) noexcept nogil:
+        cdef int found
+        if x.len <= self.serial_bytes:
+            return 1
+        if self.fixed_threads:
+            return self.most_threads
+        found = processors_()
+        return min(found, self.most_threads) if found > 0 else self.most_threads
 
     cdef First first_of(self, const Py_buffer *x) noexcept nogil:
         cdef First shape
@@ -93,9 +99,8 @@ cdef class AffineMap(ContiguousCall):
         Fewest and most axes of x.
     watched : tuple of arrays
         `attempt` returns None once one of them has been changed.
-    serial_bytes, threads : int, callable
-        Arrays of up to so many bytes are the work of one thread; of how many others are, the
-        callable says, given their bytes.
+    threads : (int, int, bool)
+        A ThreadRule of _threads.py.
     """
 
     cdef int watching
@@ -125,13 +130,13 @@ cdef class AffineMap(ContiguousCall):
 
     def prepare(
         self, const double[:, ::1] values, str kind, bint last, int activation, double slope,
-        tuple ranks, tuple watched, Py_ssize_t serial_bytes, threads
+        tuple ranks, tuple watched, threads
     ):
         """Take over the coefficients, once."""
         cdef Py_ssize_t n = values.shape[1], c
         if self.coefficients != NULL:
             raise TypeError(f"{type(self).__name__} is immutable")
-        self.take(n, kind, last, ranks, serial_bytes, threads)
+        self.take(n, kind, last, ranks, threads)
         self.coefficients = <double *>malloc(4 * n * sizeof(double))
         self.narrowed = <char *>malloc(4 * room_of(period_of(n)))
         if self.coefficients == NULL or self.narrowed == NULL:
@@ -251,7 +256,7 @@ cdef class TrainingCall(ContiguousCall):
 
     Parameters (of `prepare`)
     -------------------------
-    kind, last, ranks, serial_bytes, threads
+    kind, last, ranks, threads
         As for AffineMap; `kind` is "f" or "d".
     weight, bias, running_mean, running_var : (C,) arrays of that kind, or None
         Read, and the last two written, at each call.
@@ -267,8 +272,7 @@ cdef class TrainingCall(ContiguousCall):
                 PyBuffer_Release(&self.state[k])
 
     def prepare(
-        self, Py_ssize_t channels, str kind, bint last, tuple ranks, Py_ssize_t serial_bytes,
-        threads, tuple state
+        self, Py_ssize_t channels, str kind, bint last, tuple ranks, threads, tuple state
     ):
         """Take hold of the arrays, once."""
         cdef int k
@@ -280,7 +284,7 @@ cdef class TrainingCall(ContiguousCall):
                         PyBUF_WRITABLE if k >= RUNNING_MEAN else 0)):
                     return   # it is read-only, and stays unserved
                 self.held[k] = True
-        self.take(channels, kind, last, ranks, serial_bytes, threads)
+        self.take(channels, kind, last, ranks, threads)
 
     def attempt(self, x, out, double eps, double momentum):
         """The result and the moments of x, (3, C); or None where the checked way must be gone."""

@@ -257,6 +257,11 @@ def move(wide[::1] running, const double[::1] values, double divisor, double mom
     move_by(&running[0], running.shape[0], &values[0], divisor, momentum)
 
 
+def processors():
+    """How many processors the calling thread may run on; 0 where the system does not say."""
+    return processors_()
+
+
 def build():
     """How this module was compiled: bytes in a vector, whether it has threads."""
     return {"vector_bytes": VECTOR, "threads": bool(CBN_THREADED)}

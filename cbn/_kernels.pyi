@@ -1,4 +1,4 @@
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,8 +20,7 @@ class AffineMap:
         slope: float,
         ranks: tuple[int, int],
         watched: tuple[np.ndarray, ...],
-        serial_bytes: int,
-        threads: Callable[[int], int],
+        threads: tuple[int, int, bool],
     ) -> None: ...
     def attempt(self, x: Any, out: Any = None) -> Any: ...
     def __call__(self, x: Any, out: Any = None, residual: Any = None) -> np.ndarray: ...
@@ -33,8 +32,7 @@ class TrainingCall:
         kind: str,
         last: bool,
         ranks: tuple[int, int],
-        serial_bytes: int,
-        threads: Callable[[int], int],
+        threads: tuple[int, int, bool],
         state: tuple[np.ndarray | None, ...],
     ) -> None: ...
     def attempt(
@@ -50,5 +48,6 @@ def fuse(
     coefficients_: np.ndarray,
     single: bool,
 ) -> None: ...
+def processors() -> int: ...
 def build() -> dict[str, Any]: ...
 def table() -> object: ...

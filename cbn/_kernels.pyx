@@ -88,6 +88,7 @@ cdef extern from "_lanes.h" nogil:
 cdef extern from "_pool.h" nogil:
     enum: CBN_THREADED
     ctypedef void (*Task "cbn_task")(const void *work, Py_ssize_t task)
+    int processors_ "cbn_processors"()
     void share "cbn_share"(Task run, const void *work, Py_ssize_t tasks, int num_threads)
 
 ctypedef fused real:

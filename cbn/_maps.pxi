@@ -212,17 +212,20 @@ cdef inline Periodic periodic(
 ) noexcept nogil:
     """Lay out the coefficients, each repeated `repeat` times, in 4 * room_of(period) bytes."""
     cdef Periodic flat
-    cdef Py_ssize_t i, c
+    cdef Py_ssize_t i, c = 0, left = repeat
     flat.period = period_of(channels * repeat)
     flat.room = room_of(flat.period)
     flat.narrowed = memory
     flat.activation, flat.slope, flat.stream = map_.activation, map_.slope, map_.stream
     for i in range(flat.period + LANES):
-        c = i % (channels * repeat) // repeat
         narrow(like, map_.m[c], memory, i)
         narrow(like, map_.a[c], memory + flat.room, i)
         narrow(like, map_.b[c], memory + 2 * flat.room, i)
         narrow(like, map_.w[c] if map_.w != NULL else 1, memory + 3 * flat.room, i)
+        left -= 1
+        if left == 0:
+            left = repeat
+            c = c + 1 if c + 1 < channels else 0
     return flat
 
 

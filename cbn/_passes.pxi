@@ -6,6 +6,7 @@ cdef enum:
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
     SHORT_COLUMNS = 1 << 15  # most columns that short runs are taken for at a time
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
+    MERGED = 256            # channels whose parts one task merges
 
 
 cdef struct Training:
@@ -90,35 +91,66 @@ cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
     return map_
 
 
+cdef struct Merging:
+    # what the tasks of merge_parts share. Channel c has the columns c * channel_step +
+    # k * fold_step; `rest`, if any, comes last.
+    Sums *partial            # [part, column]
+    Py_ssize_t parts
+    Py_ssize_t columns
+    Py_ssize_t channels
+    Py_ssize_t channel_step
+    Py_ssize_t fold_step
+    const Sums *rest
+    const Training *training
+
+
+cdef void merge_some(const real *work, Py_ssize_t task) noexcept nogil:
+    """Merge the parts in their order, then the columns of a channel; MERGED channels."""
+    cdef const Merging *w = <const Merging *>work
+    cdef Py_ssize_t first = task * MERGED, last = min(first + MERGED, w.channels)
+    cdef Py_ssize_t c, k, part, at, columns = w.columns
+    cdef bint backward = w.training.backward
+    cdef Sums *partial = w.partial
+    cdef Sums sums
+    cdef Weights weights
+    for k in range(columns // w.channels):
+        for part in range(1, w.parts):
+            # the columns of a part have as many values each
+            at = first * w.channel_step + k * w.fold_step
+            weights = weigh(partial[at].count, partial[part * columns + at].count)
+            for c in range(first, last):
+                at = c * w.channel_step + k * w.fold_step
+                if backward:
+                    add(&partial[at], &partial[part * columns + at])
+                else:
+                    merge_by(&partial[at], &partial[part * columns + at], &weights)
+    for c in range(first, last):
+        sums = partial[c * w.channel_step]
+        for k in range(1, columns // w.channels):
+            at = c * w.channel_step + k * w.fold_step
+            if backward:
+                add(&sums, &partial[at])
+            else:
+                merge(&sums, &partial[at])
+        if w.rest != NULL:
+            if backward:
+                add(&sums, &w.rest[c])
+            else:
+                merge(&sums, &w.rest[c])
+        finish_channel(work, &sums, w.training, c)
+
+
 cdef void merge_parts(
     const real *like, Sums *partial, Py_ssize_t parts, Py_ssize_t columns, Py_ssize_t channels,
-    Py_ssize_t channel_step, Py_ssize_t fold_step, const Sums *rest, const Training *training
+    Py_ssize_t channel_step, Py_ssize_t fold_step, const Sums *rest, const Training *training,
+    int num_threads
 ) noexcept nogil:
-    """Merge partial[part, column] in the order of the parts, then the columns of a channel.
-
-    Channel c has the columns c * channel_step + k * fold_step; `rest`, if any, comes last.
-    """
-    cdef Py_ssize_t c, k, column, part
-    cdef Sums sums
-    for c in range(channels):
-        sums.count = sums.mean = sums.low = sums.m2 = 0
-        for k in range(columns // channels):
-            column = c * channel_step + k * fold_step
-            for part in range(1, parts):
-                if training.backward:
-                    add(&partial[column], &partial[part * columns + column])
-                else:
-                    merge(&partial[column], &partial[part * columns + column])
-            if training.backward:
-                add(&sums, &partial[column])
-            else:
-                merge(&sums, &partial[column])
-        if rest != NULL:
-            if training.backward:
-                add(&sums, &rest[c])
-            else:
-                merge(&sums, &rest[c])
-        finish_channel(like, &sums, training, c)
+    """From partial[part, column] to what is known of each channel."""
+    cdef Merging work
+    work.partial, work.parts, work.columns, work.channels = partial, parts, columns, channels
+    work.channel_step, work.fold_step, work.rest = channel_step, fold_step, rest
+    work.training = training
+    share(<Task>merge_some[real], &work, (channels + MERGED - 1) // MERGED, num_threads)
 
 
 cdef inline Py_ssize_t parts_of(Py_ssize_t tasks, Py_ssize_t blocks) noexcept nogil:
@@ -229,7 +261,8 @@ cdef int pass_first(
     if work.partial == NULL:
         return NO_MEMORY
     share(<Task>first_part[real], &work, groups * work.parts, num_threads)
-    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training)
+    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
+                num_threads)
     free(work.partial)
     if y != NULL:
         map_ = map_of(training, work.stream)
@@ -313,7 +346,8 @@ cdef int column_sums(
     work.dy, work.beside, work.mean = dy, beside, mean
     work.parts, work.partial = parts, partial
     share(<Task>last_part[real], &work, groups * parts, num_threads)
-    merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training)
+    merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training,
+                num_threads)
     free(partial)
     free(mean)
     return 0

@@ -21,6 +21,8 @@ typedef void (*cbn_task)(const void *work, ptrdiff_t task);
 
 #define CBN_THREADED 0
 
+static int cbn_processors(void) { return 1; }
+
 static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads) {
     ptrdiff_t task;
     (void)threads;
@@ -135,6 +137,15 @@ static void cbn_wake_elsewhere(cbn_part *part, int core) { (void)part, (void)cor
 static void cbn_wake_up(cbn_part *own) { (void)own; }
 
 #endif
+
+/* How many processors this thread may run on; 0 where the system does not say. */
+static int cbn_processors(void) {
+#ifdef __linux__
+    cpu_set_t set;
+    if (!sched_getaffinity(0, sizeof set, &set)) return CPU_COUNT(&set);
+#endif
+    return 0;
+}
 
 /* Take tasks until there are none left: the own share first, then those of the others. */
 static void cbn_work(int self) {

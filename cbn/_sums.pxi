@@ -48,19 +48,39 @@ cdef inline void move_mean(Sums *sums, double by) noexcept nogil:
     sums.mean = mean
 
 
-cdef inline void merge(Sums *into, const Sums *other) noexcept nogil:
+cdef struct Weights:
+    # of two parts that are merged
+    double count
+    double share     # of the second
+    double product   # of both counts over their sum
+
+
+cdef inline Weights weigh(double count, double other) noexcept nogil:
+    cdef Weights weights
+    weights.count = count + other
+    weights.share = other / weights.count
+    weights.product = count * other / weights.count
+    return weights
+
+
+cdef inline void merge_by(Sums *into, const Sums *other, const Weights *weights) noexcept nogil:
     """Chan, Golub and LeVeque (1979), equation 2.1."""
-    cdef double count = into.count + other.count
     cdef double apart = (other.mean - into.mean) + (other.low - into.low)
+    if isfinite(apart):
+        into.m2 += other.m2 + apart * apart * weights.product
+        move_mean(into, apart * weights.share)
+    else:
+        into.mean, into.low, into.m2 = into.mean + other.mean, 0, NAN
+    into.count = weights.count
+
+
+cdef inline void merge(Sums *into, const Sums *other) noexcept nogil:
+    cdef Weights weights
     if into.count == 0:
         into[0] = other[0]
     elif other.count != 0:
-        if isfinite(apart):
-            into.m2 += other.m2 + apart * apart * (into.count * other.count / count)
-            move_mean(into, apart * (other.count / count))
-        else:
-            into.mean, into.low, into.m2 = into.mean + other.mean, 0, NAN
-        into.count = count
+        weights = weigh(into.count, other.count)
+        merge_by(into, other, &weights)
 
 
 cdef inline void add(Sums *into, const Sums *other) noexcept nogil:
@@ -70,20 +90,45 @@ cdef inline void add(Sums *into, const Sums *other) noexcept nogil:
     into.m2 += other.m2
 
 
+cdef inline Sums closed(double count, double shift, double total, double square) noexcept nogil:
+    """A block, given its sums of x - shift and (x - shift)^2."""
+    cdef Sums block
+    cdef double mean = total / count
+    block.count, block.mean, block.low = count, shift, 0
+    block.m2 = square - total * mean
+    if block.m2 < 0:   # rounding alone; a NaN passes
+        block.m2 = 0
+    if isfinite(total):
+        move_mean(&block, mean)
+    else:
+        block.mean = total
+    return block
+
+
 cdef inline void close_block(
     Sums *into, double count, double shift, double total, double square
 ) noexcept nogil:
     """Merge a block, given its sums of x - shift and (x - shift)^2."""
-    cdef Sums block
-    block.count, block.mean, block.low = count, shift, 0
-    block.m2 = square - total * (total / count)
-    if block.m2 < 0:   # rounding alone; a NaN passes
-        block.m2 = 0
-    if isfinite(total):
-        move_mean(&block, total / count)
-    else:
-        block.mean = total
+    cdef Sums block = closed(count, shift, total, square)
     merge(into, &block)
+
+
+cdef inline void close_blocks(
+    Sums *into, Py_ssize_t n, double count, const double *shift, const double *total,
+    const double *square
+) noexcept nogil:
+    """The same for a block of each of n channels, which have had as many values before."""
+    cdef Py_ssize_t c
+    cdef Sums block
+    cdef Weights weights
+    if into[0].count == 0:
+        for c in range(n):
+            into[c] = closed(count, shift[c], total[c], square[c])
+        return
+    weights = weigh(into[0].count, count)
+    for c in range(n):
+        block = closed(count, shift[c], total[c], square[c])
+        merge_by(&into[c], &block, &weights)
 
 
 cdef inline bint cancelled(double count, double total, double square) noexcept nogil:
@@ -366,9 +411,10 @@ cdef void columns_moments(
         if shifted:
             rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
                          <double *>square)
-        for c in range(columns):
-            close_block(&out[c], count, shift[c], total[c], square[c])
-            if shifted:
+        close_blocks(out, columns, count, <const double *>shift, <const double *>total,
+                     <const double *>square)
+        if shifted:
+            for c in range(columns):
                 shift[c] = finite_or_zero(out[c].mean)
         row = last
 

@@ -6,15 +6,17 @@ import functools
 import math
 import operator
 import os
+from typing import NamedTuple
 
 from ._dispatch import kernels
 
-__all__ = ["SERIAL_BYTES", "available_threads", "check_num_threads", "threads_for"]
+__all__ = ["ThreadRule", "available_threads", "check_num_threads", "thread_rule", "threads_for"]
 
 #: Arrays up to this size are the work of one thread: waking a second costs what it would save.
 SERIAL_BYTES = 1 << 18
 
 _MOST_THREADS = max(8, 2 * (os.cpu_count() or 1))
+_UNLIMITED = 1 << 15
 _THREADED = bool(kernels.build()["threads"])
 
 
@@ -65,20 +67,42 @@ def _omp_num_threads() -> int | None:
         return None
 
 
+@functools.cache
+def _most() -> int:
+    """What the control group's quota and ``OMP_NUM_THREADS`` allow."""
+    return min(_quota() or _UNLIMITED, _omp_num_threads() or _UNLIMITED)
+
+
 def available_threads() -> int:
     """What CPU affinity, the control group's quota and ``OMP_NUM_THREADS`` allow, at least 1."""
     if not _THREADED:
         return 1
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not on this system
-        count = os.cpu_count() or 1
-    return min(count, _quota() or count, _omp_num_threads() or count)
+    return min(kernels.processors() or os.cpu_count() or 1, _most())
+
+
+class ThreadRule(NamedTuple):
+    """How many threads a compiled call takes, given the bytes of x.
+
+    One for arrays up to `serial_bytes`; for larger ones what the affinity of the moment allows, but
+    not more than `most`; or `most` itself, where it is `fixed`.
+    """
+
+    serial_bytes: int
+    most: int
+    fixed: bool
+
+
+def thread_rule(num_threads: int | None) -> ThreadRule:
+    """The rule for `num_threads`, checked before: an int is obeyed, but not beyond twice the
+    processors, or 8."""
+    if num_threads is None:
+        return ThreadRule(SERIAL_BYTES, _most() if _THREADED else 1, False)
+    return ThreadRule(0, min(num_threads, _MOST_THREADS), True)
 
 
 def threads_for(num_threads: int | None, nbytes: int) -> int:
-    """Threads for a call on `nbytes` of x: an int (checked before) is obeyed, but not beyond twice
-    the processors, or 8."""
-    if num_threads is None:
-        return 1 if nbytes <= SERIAL_BYTES else available_threads()
-    return min(num_threads, _MOST_THREADS)
+    """Threads for a call on `nbytes` of x, by the same rule."""
+    rule = thread_rule(num_threads)
+    if nbytes <= rule.serial_bytes:
+        return 1
+    return rule.most if rule.fixed else available_threads()

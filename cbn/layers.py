@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from ._arrays import as_array, check_dtype, overlap
 from ._dispatch import kernels
 from ._layer_state import LayerState
-from ._threads import SERIAL_BYTES, threads_for
+from ._threads import thread_rule
 from .functional import (
     Parameters,
     batch_norm_backward,
@@ -244,8 +243,7 @@ class BatchNorm(LayerState):
                     self._dtype.char,
                     self.channels_last,
                     (min(self._ranks), max(self._ranks)),
-                    SERIAL_BYTES if self.num_threads is None else 0,
-                    functools.partial(threads_for, self.num_threads),
+                    thread_rule(self.num_threads),
                     (self.weight, self.bias, self.running_mean, self.running_var),
                 )
             self._training_call = call
@@ -271,10 +269,8 @@ class BatchNorm(LayerState):
             return None
         fast = kernels.AffineMap()
         ranks = (min(self._ranks), max(self._ranks))
-        serial = SERIAL_BYTES if self.num_threads is None else 0
-        threads = functools.partial(threads_for, self.num_threads)
-        kind, last = dtype.char, self.channels_last
-        fast.prepare(mab, kind, last, 0, 0.0, ranks, watched, serial, threads)
+        rule = thread_rule(self.num_threads)
+        fast.prepare(mab, dtype.char, self.channels_last, 0, 0.0, ranks, watched, rule)
         return fast
 
     def _running(self) -> tuple[np.ndarray, np.ndarray]:

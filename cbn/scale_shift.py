@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from ._arrays import (
     to_ndarray,
 )
 from ._dispatch import kernels
-from ._threads import SERIAL_BYTES, check_num_threads, threads_for
+from ._threads import check_num_threads, thread_rule
 from .functional import is_single, scale_shift
 
 __all__ = ["ACTIVATIONS", "ScaleShift"]
@@ -100,8 +99,7 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
             self._negative_slope,
             (2, 32),
             (),
-            SERIAL_BYTES if self._num_threads is None else 0,
-            functools.partial(threads_for, self._num_threads),
+            thread_rule(self._num_threads),
         )
 
     @property

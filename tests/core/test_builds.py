@@ -140,8 +140,7 @@ def test_the_compiled_call_gives_the_bits_of_the_checked_one(last, dtype, isa):
             for number, activation in enumerate(cbn.scale_shift.ACTIVATIONS):
                 compiled = kernels.AffineMap()
                 char = np.dtype(dtype).char
-                threads = {"serial_bytes": 1 << 15, "threads": lambda nbytes: 3}
-                compiled.prepare(values, char, last, number, 0.01, (2, 5), (), **threads)
+                compiled.prepare(values, char, last, number, 0.01, (2, 5), (), (1 << 15, 3, True))
                 checked = cbn.ScaleShift(
                     *values, activation=activation, dtype=dtype, axis=-1 if last else 1
                 )._checked
