@@ -10,6 +10,7 @@ cdef enum:
 
 cdef object ndarray = np.ndarray
 cdef object empty_like = np.empty_like
+cdef object uint16 = np.uint16
 
 
 cdef class ContiguousCall:
@@ -21,7 +22,8 @@ cdef class ContiguousCall:
     """
 
     cdef Py_ssize_t channels
-    cdef char kind
+    cdef char kind           # of the elements: "f", "d", "e", or "H" for bfloat16
+    cdef object brain        # bfloat16, which has no buffer, where that is the kind
     cdef bint last
     cdef int fewest, most
     cdef Py_ssize_t serial_bytes
@@ -29,11 +31,12 @@ cdef class ContiguousCall:
     cdef bint fixed_threads
 
     cdef int take(
-        self, Py_ssize_t channels, str kind, bint last, tuple ranks, threads
+        self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads
     ) except -1:
         """Set up: see `prepare` of the subclasses."""
         self.channels, self.last = channels, last
-        self.kind = ord(kind) if kind else 0
+        self.brain = None if dtype.kind == "f" else dtype
+        self.kind = ord("H" if self.brain is not None else dtype.char)
         self.fewest, self.most = ranks
         self.serial_bytes, self.most_threads, self.fixed_threads = threads
         return 0
@@ -44,6 +47,14 @@ cdef class ContiguousCall:
         if self.kind == 0 or (type(x) is not ndarray and (out is None or isinstance(x, ndarray))):
             return True
         return out is not None and type(out) is not ndarray and isinstance(out, ndarray)
+
+    cdef bint open(self, x, Py_buffer *buffer, int flags):
+        """The buffer of x, or of the bits of a bfloat16 array; False where there is none."""
+        if self.brain is not None:
+            if type(x) is not ndarray or x.dtype != self.brain:
+                return False
+            x = x.view(uint16)
+        return get_buffer(x, buffer, PyBUF_FORMAT | PyBUF_ND | flags)
 
     cdef bint fits(self, const Py_buffer *x) noexcept nogil:
         if x.format == NULL or x.format[0] != self.kind or x.format[1] != 0:
@@ -89,8 +100,8 @@ cdef class AffineMap(ContiguousCall):
     -------------------------
     values : (3, C) float64
         m, a, b, rounded to the working type.
-    kind : str
-        Format of the elements, "f", "d" or "e"; "" for no fast path.
+    dtype : numpy.dtype
+        Of x.
     last : bool
         Whether the channels are the last axis, and not the second.
     activation, slope
@@ -129,14 +140,14 @@ cdef class AffineMap(ContiguousCall):
         free(self.remembered)
 
     def prepare(
-        self, const double[:, ::1] values, str kind, bint last, int activation, double slope,
+        self, const double[:, ::1] values, dtype, bint last, int activation, double slope,
         tuple ranks, tuple watched, threads
     ):
         """Take over the coefficients, once."""
         cdef Py_ssize_t n = values.shape[1], c
         if self.coefficients != NULL:
             raise TypeError(f"{type(self).__name__} is immutable")
-        self.take(n, kind, last, ranks, threads)
+        self.take(n, dtype, last, ranks, threads)
         self.coefficients = <double *>malloc(4 * n * sizeof(double))
         self.narrowed = <char *>malloc(4 * room_of(period_of(n)))
         if self.coefficients == NULL or self.narrowed == NULL:
@@ -148,7 +159,7 @@ cdef class AffineMap(ContiguousCall):
         self.how.b, self.how.w = self.coefficients + 2 * n, self.coefficients + 3 * n
         self.how.activation, self.how.slope = activation, slope
         self.how.stream, self.how.ahead, self.how.ahead_beside = False, 0, 0
-        if kind == "d":
+        if self.kind == b"d":
             self.flat = periodic(<const double *>NULL, &self.how, n, 1, self.narrowed)
         else:
             self.flat = periodic(<const float *>NULL, &self.how, n, 1, self.narrowed)
@@ -181,12 +192,12 @@ cdef class AffineMap(ContiguousCall):
     cdef object fast(self, x, out, residual):
         cdef Py_buffer given, beside
         result = None
-        if self.refuses(x, out) or not get_buffer(x, &given, PyBUF_FORMAT | PyBUF_ND):
+        if self.refuses(x, out) or not self.open(x, &given, 0):
             return None
         if self.fits(&given):
             if residual is None:
                 result = self.fast_into(x, &given, NULL, out)
-            elif get_buffer(residual, &beside, PyBUF_FORMAT | PyBUF_ND):
+            elif self.open(residual, &beside, 0):
                 if alike(&given, &beside):
                     result = self.fast_into(x, &given, &beside, out)
                 PyBuffer_Release(&beside)
@@ -199,7 +210,7 @@ cdef class AffineMap(ContiguousCall):
         result = None
         if out is None:
             out = empty_like(x)
-        if not get_buffer(out, &taken, PyBUF_FORMAT | PyBUF_ND | PyBUF_WRITABLE):
+        if not self.open(out, &taken, PyBUF_WRITABLE):
             return None
         if alike(given, &taken) and apart(given, &taken) and (
                 beside == NULL or apart(beside, &taken)):
@@ -224,7 +235,9 @@ cdef class AffineMap(ContiguousCall):
         if self.kind == b"d":
             return self.run_as(
                 <const double *>x.buf, <const double *>other, <double *>y.buf, x, threads)
-        return self.run_as(<const f16 *>x.buf, <const f16 *>other, <f16 *>y.buf, x, threads)
+        if self.kind == b"e":
+            return self.run_as(<const f16 *>x.buf, <const f16 *>other, <f16 *>y.buf, x, threads)
+        return self.run_as(<const bf16 *>x.buf, <const bf16 *>other, <bf16 *>y.buf, x, threads)
 
     cdef int run_as(
         self, const real *x, const real *residual, real *y, const Py_buffer *like, int threads
@@ -252,18 +265,19 @@ cdef enum:
 
 
 cdef class TrainingCall(ContiguousCall):
-    """A training forward: normalizes with the batch, moves the running statistics.
+    """A training forward, which moves the running statistics, and its gradient.
 
     Parameters (of `prepare`)
     -------------------------
-    kind, last, ranks, threads
-        As for AffineMap; `kind` is "f" or "d".
-    weight, bias, running_mean, running_var : (C,) arrays of that kind, or None
-        Read, and the last two written, at each call.
+    channels, dtype, last, ranks, threads
+        As for AffineMap.
+    state : tuple of (C,) arrays, all of float32 or of float64, or None
+        weight, bias, running_mean and running_var: read, and the last two written, at each call.
     """
 
     cdef Py_buffer[STATE] state
     cdef bint[STATE] held
+    cdef bint doubles        # what the state is of
 
     def __dealloc__(self):
         cdef int k
@@ -272,7 +286,7 @@ cdef class TrainingCall(ContiguousCall):
                 PyBuffer_Release(&self.state[k])
 
     def prepare(
-        self, Py_ssize_t channels, str kind, bint last, tuple ranks, threads, tuple state
+        self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads, tuple state
     ):
         """Take hold of the arrays, once."""
         cdef int k
@@ -280,74 +294,156 @@ cdef class TrainingCall(ContiguousCall):
             raise TypeError(f"{type(self).__name__} is immutable")
         for k in range(STATE):
             if state[k] is not None:
-                if not get_buffer(state[k], &self.state[k], PyBUF_FORMAT | (
-                        PyBUF_WRITABLE if k >= RUNNING_MEAN else 0)):
-                    return   # it is read-only, and stays unserved
+                if state[k].dtype.char not in "fd":
+                    return   # it stays unserved, as does what is read-only
+                if not get_buffer(state[k], &self.state[k], PyBUF_WRITABLE if (
+                        k >= RUNNING_MEAN) else PyBUF_SIMPLE):
+                    return
                 self.held[k] = True
-        self.take(channels, kind, last, ranks, threads)
+                self.doubles = state[k].dtype.char == "d"
+        self.take(channels, dtype, last, ranks, threads)
 
     def attempt(self, x, out, double eps, double momentum):
         """The result and the moments of x, (3, C); or None where the checked way must be gone."""
         cdef Py_buffer given, taken
         cdef double[:, ::1] moments
-        cdef int threads, status
+        cdef Training training
+        cdef double *memory
+        cdef int status = NO_MEMORY
         done = None
-        if eps == 0 or self.refuses(x, out) or not get_buffer(x, &given, PyBUF_FORMAT | PyBUF_ND):
+        if eps == 0 or self.refuses(x, out) or not self.open(x, &given, 0):
             return None
         if self.fits(&given) and given.len // given.itemsize > self.channels:
             if out is None:
                 out = empty_like(x)
-            if get_buffer(out, &taken, PyBUF_FORMAT | PyBUF_ND | PyBUF_WRITABLE):
+            if self.open(out, &taken, PyBUF_WRITABLE):
                 if alike(&given, &taken) and apart(&given, &taken):
                     found = np.empty((3, self.channels))
                     moments = found
-                    threads = self.threads_of(&given)
                     with nogil:
-                        if self.kind == b"f":
-                            status = self.run(<const float *>given.buf, <float *>taken.buf, &given,
-                                              eps, momentum, moments, threads)
-                        else:
-                            status = self.run(<const double *>given.buf, <double *>taken.buf,
-                                              &given, eps, momentum, moments, threads)
+                        memory = <double *>malloc(5 * self.channels * sizeof(double))
+                        if memory != NULL:
+                            training = self.forward(memory, eps, &moments[0, 0])
+                            status = self.run(&given, NULL, &taken, &training)
+                            free(memory)
+                        if status == 0:
+                            self.move(&given, &moments[0, 0], momentum)
                     if status == 0:
                         done = (out, found)
                 PyBuffer_Release(&taken)
         PyBuffer_Release(&given)
         return done
 
-    cdef int run(
-        self, const real *x, real *y, const Py_buffer *like, double eps, double momentum,
-        double[:, ::1] moments, int threads
-    ) noexcept nogil:
-        cdef Py_ssize_t n = self.channels, c
+    def gradient(self, dy, x, out, const double[:, ::1] moments, double eps):
+        """dx, and dweight and dbias as (2, C) float64, for the moments of x; or None."""
+        cdef Py_buffer given, beside, taken
+        cdef double[:, ::1] gradients
         cdef Training training
-        cdef First first = self.first_of(like)
-        cdef Last rows = self.last_of(like)
-        cdef double *memory = <double *>malloc(5 * n * sizeof(double))
-        cdef const real *weight = <const real *>self.state[WEIGHT].buf
-        cdef const real *bias = <const real *>self.state[BIAS].buf
-        cdef double count = <double>rows.rows
-        cdef int status
-        if memory == NULL:
-            return NO_MEMORY
+        cdef double *memory
+        cdef int status = NO_MEMORY
+        done = None
+        if eps == 0 or self.refuses(x, out) or self.refuses(dy, out):
+            return None
+        if not self.open(x, &given, 0):
+            return None
+        if self.fits(&given) and self.open(dy, &beside, 0):
+            if out is None:
+                out = empty_like(x)
+            if alike(&given, &beside) and self.open(out, &taken, PyBUF_WRITABLE):
+                if alike(&given, &taken) and apart(&given, &taken) and apart(&beside, &taken):
+                    found = np.empty((2, self.channels))
+                    gradients = found
+                    with nogil:
+                        memory = <double *>malloc(7 * self.channels * sizeof(double))
+                        if memory != NULL:
+                            training = self.backward(
+                                memory, eps, &moments[0, 0], given.len // given.itemsize)
+                            training.dweight, training.dbias = &gradients[0, 0], &gradients[1, 0]
+                            status = self.run(&given, &beside, &taken, &training)
+                            free(memory)
+                    if status == 0:
+                        done = (out, found)
+                PyBuffer_Release(&taken)
+            PyBuffer_Release(&beside)
+        PyBuffer_Release(&given)
+        return done
+
+    cdef double parameter(self, int which, Py_ssize_t c, double absent) noexcept nogil:
+        if not self.held[which]:
+            return absent
+        if self.doubles:
+            return (<const double *>self.state[which].buf)[c]
+        return (<const float *>self.state[which].buf)[c]
+
+    cdef Training forward(self, double *memory, double eps, double *moments) noexcept nogil:
+        cdef Training training
+        cdef Py_ssize_t n = self.channels, c
         for c in range(n):
-            memory[c] = value_of(weight + c) if self.held[WEIGHT] else 1
-            memory[n + c] = value_of(bias + c) if self.held[BIAS] else 0
+            memory[c] = self.parameter(WEIGHT, c, 1)
+            memory[n + c] = self.parameter(BIAS, c, 0)
         memset(&training, 0, sizeof(training))
         training.weight, training.bias, training.eps = memory, memory + n, eps
         training.m, training.a, training.b = memory + 2 * n, memory + 3 * n, memory + 4 * n
-        training.mean, training.low = &moments[0, 0], &moments[1, 0]
-        training.m2 = &moments[2, 0]
+        training.mean, training.low, training.m2 = moments, moments + n, moments + 2 * n
+        return training
+
+    cdef Training backward(
+        self, double *memory, double eps, const double *moments, Py_ssize_t values
+    ) noexcept nogil:
+        cdef Training training
+        cdef Py_ssize_t n = self.channels, c
+        cdef double count = <double>(values // n)
+        for c in range(n):
+            memory[c] = self.parameter(WEIGHT, c, 1)
+            memory[n + c] = moments[c]
+            memory[2 * n + c] = 1 / sqrt(moments[2 * n + c] / count + eps)
+        memset(&training, 0, sizeof(training))
+        training.weight, training.mean, training.rstd = memory, memory + n, memory + 2 * n
+        training.m, training.a = memory + 3 * n, memory + 4 * n
+        training.b, training.w = memory + 5 * n, memory + 6 * n
+        training.backward = True
+        return training
+
+    cdef int run(
+        self, const Py_buffer *x, const Py_buffer *dy, const Py_buffer *y, const Training *training
+    ) noexcept nogil:
+        cdef const void *other = dy.buf if dy != NULL else NULL
+        if self.kind == b"f":
+            return self.run_as(<const float *>x.buf, <const float *>other, <float *>y.buf, x,
+                               training)
+        if self.kind == b"d":
+            return self.run_as(<const double *>x.buf, <const double *>other, <double *>y.buf, x,
+                               training)
+        if self.kind == b"e":
+            return self.run_as(<const f16 *>x.buf, <const f16 *>other, <f16 *>y.buf, x, training)
+        return self.run_as(<const bf16 *>x.buf, <const bf16 *>other, <bf16 *>y.buf, x, training)
+
+    cdef int run_as(
+        self, const real *x, const real *dy, real *y, const Py_buffer *like,
+        const Training *training
+    ) noexcept nogil:
+        cdef First first = self.first_of(like)
+        cdef Last rows = self.last_of(like)
+        cdef int threads = self.threads_of(like)
         if self.last or first.length == 1:
-            status = pass_last(x, &rows, <const real *>NULL, &rows, y, &rows, &training, threads)
+            return pass_last(x, &rows, dy, &rows, y, &rows, training, threads)
+        return pass_first(x, &first, dy, &first, y, &first, training, threads)
+
+    cdef void move(
+        self, const Py_buffer *x, const double *moments, double momentum
+    ) noexcept nogil:
+        cdef Py_ssize_t n = self.channels
+        cdef double count = <double>(x.len // x.itemsize // n)
+        cdef void *mean = self.state[RUNNING_MEAN].buf
+        cdef void *var = self.state[RUNNING_VAR].buf
+        if not self.held[RUNNING_MEAN]:
+            return
+        if self.doubles:
+            move_by(<double *>mean, n, moments, 1, momentum)
+            move_by(<double *>var, n, moments + 2 * n, count - 1, momentum)
         else:
-            status = pass_first(
-                x, &first, <const real *>NULL, &first, y, &first, &training, threads)
-        free(memory)
-        if status == 0 and self.held[RUNNING_MEAN]:
-            move_by(<real *>self.state[RUNNING_MEAN].buf, n, &moments[0, 0], 1, momentum)
-            move_by(<real *>self.state[RUNNING_VAR].buf, n, &moments[2, 0], count - 1, momentum)
-        return status
+            move_by(<float *>mean, n, moments, 1, momentum)
+            move_by(<float *>var, n, moments + 2 * n, count - 1, momentum)
 
 
 cdef inline bint get_buffer(object x, Py_buffer *buffer, int flags):

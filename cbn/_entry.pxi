@@ -244,12 +244,11 @@ ctypedef fused wide:
 
 
 cdef inline void move_by(
-    real *running, Py_ssize_t n, const double *values, double divisor, double momentum
+    wide *running, Py_ssize_t n, const double *values, double divisor, double momentum
 ) noexcept nogil:
     cdef Py_ssize_t c
     for c in range(n):
-        if real is float or real is double:
-            running[c] = <real>((1 - momentum) * running[c] + momentum * (values[c] / divisor))
+        running[c] = <wide>((1 - momentum) * running[c] + momentum * (values[c] / divisor))
 
 
 def move(wide[::1] running, const double[::1] values, double divisor, double momentum):

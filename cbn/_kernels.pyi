@@ -14,7 +14,7 @@ class AffineMap:
     def prepare(
         self,
         values: np.ndarray,
-        kind: str,
+        dtype: np.dtype[Any],
         last: bool,
         activation: int,
         slope: float,
@@ -29,7 +29,7 @@ class TrainingCall:
     def prepare(
         self,
         channels: int,
-        kind: str,
+        dtype: np.dtype[Any],
         last: bool,
         ranks: tuple[int, int],
         threads: tuple[int, int, bool],
@@ -37,6 +37,9 @@ class TrainingCall:
     ) -> None: ...
     def attempt(
         self, x: Any, out: Any, eps: float, momentum: float
+    ) -> tuple[np.ndarray, np.ndarray] | None: ...
+    def gradient(
+        self, dy: Any, x: np.ndarray, out: Any, moments: np.ndarray, eps: float
     ) -> tuple[np.ndarray, np.ndarray] | None: ...
 
 def fuse(

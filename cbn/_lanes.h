@@ -142,12 +142,20 @@ CBN_INLINE cbn_f64x16 cbn_widen_work(cbn_f32x16 x) {
 
 /* ---- 16-bit types ------------------------------------------------------------------------- */
 
+/* By intrinsics again: of the builtin conversions GCC 12 makes one instruction a value. */
 CBN_INLINE cbn_u32x16 cbn_load_u16(const void *p) {
     cbn_u32x16 r;
     CBN_EACH(k, CBN_N32) {
+        const char *at = (const char *)p + k * (CBN_VECTOR / 2);
+#if defined(__AVX512F__)
+        r.v[k] = (cbn_vu32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__AVX2__)
+        r.v[k] = (cbn_vu32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
+#else
         cbn_vu16_half half;
-        memcpy(&half, (const char *)p + k * (CBN_VECTOR / 2), sizeof half);
+        memcpy(&half, at, sizeof half);
         r.v[k] = __builtin_convertvector(half, cbn_vu32);
+#endif
     }
     return r;
 }
@@ -156,7 +164,16 @@ typedef struct { cbn_vu16_half v[CBN_N32]; } cbn_u16x16;
 
 CBN_INLINE cbn_u16x16 cbn_pack_u16(cbn_u32x16 x) {
     cbn_u16x16 r;
-    CBN_EACH(k, CBN_N32) r.v[k] = __builtin_convertvector(x.v[k], cbn_vu16_half);
+    CBN_EACH(k, CBN_N32) {
+#if defined(__AVX512F__)
+        r.v[k] = (cbn_vu16_half)_mm512_cvtepi32_epi16((__m512i)x.v[k]);
+#elif defined(__AVX2__) /* no value is above 0xffff */
+        __m256i pairs = _mm256_packus_epi32((__m256i)x.v[k], (__m256i)x.v[k]);
+        r.v[k] = (cbn_vu16_half)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
+#else
+        r.v[k] = __builtin_convertvector(x.v[k], cbn_vu16_half);
+#endif
+    }
     return r;
 }
 
@@ -174,6 +191,19 @@ CBN_INLINE cbn_f32x16 cbn_load_bf16(const cbn_bf16 *p) {
 
 /* Round to nearest, ties to even; a NaN stays one. */
 CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
+#if defined(__AVX512F__)
+    const __m512i upper = _mm512_set_epi64(
+        0, 0, 0, 0, 0x1f001d001b0019, 0x17001500130011, 0xf000d000b0009, 0x7000500030001);
+    __m512i bits = (__m512i)x.v[0];
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __mmask16 nan = _mm512_cmp_ps_mask((__m512)x.v[0], (__m512)x.v[0], _CMP_UNORD_Q);
+    cbn_u16x16 r;
+    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
+    rounded = _mm512_permutexvar_epi16(upper, rounded);
+    r.v[0] = (cbn_vu16_half)_mm512_castsi512_si256(rounded);
+    return r;
+#else
     cbn_u32x16 r;
     CBN_EACH(k, CBN_N32) {
         cbn_vu32 bits = (cbn_vu32)x.v[k];
@@ -182,6 +212,7 @@ CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
         r.v[k] = cbn_select_u32(x.v[k] != x.v[k], quiet, rounded);
     }
     return cbn_pack_u16(r);
+#endif
 }
 
 #if defined(__F16C__)
@@ -397,12 +428,9 @@ CBN_DEFINE_ACTIVATION(f64, i64, CBN_N64)
         return cbn_load_f64(lanes);                                                                \
     }
 CBN_DEFINE_PART(f64)
-CBN_DEFINE_PART(f16)
-CBN_DEFINE_PART(bf16)
 #if defined(__AVX512F__)
-CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
-    __mmask16 mask = (__mmask16)((1u << n) - 1);
-    __m512 x = _mm512_maskz_loadu_ps(mask, p);
+/* Single precision, whose first n lanes count, to double. */
+CBN_INLINE cbn_f64x16 cbn_widen_masked(__m512 x, __mmask16 mask, double fill) {
     __m512d fills = _mm512_set1_pd(fill);
     __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
     cbn_f64x16 r;
@@ -410,8 +438,22 @@ CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
     r.v[1] = (cbn_vf64)_mm512_mask_cvtps_pd(fills, (__mmask8)(mask >> 8), high);
     return r;
 }
+CBN_INLINE __mmask16 cbn_first(int n) { return (__mmask16)((1u << n) - 1); }
+CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
+    return cbn_widen_masked(_mm512_maskz_loadu_ps(cbn_first(n), p), cbn_first(n), fill);
+}
+CBN_INLINE cbn_f64x16 cbn_widen_part_f16(const cbn_f16 *p, int n, double fill) {
+    __m256i bits = _mm256_maskz_loadu_epi16(cbn_first(n), p);
+    return cbn_widen_masked(_mm512_cvtph_ps(bits), cbn_first(n), fill);
+}
+CBN_INLINE cbn_f64x16 cbn_widen_part_bf16(const cbn_bf16 *p, int n, double fill) {
+    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(cbn_first(n), p));
+    return cbn_widen_masked((__m512)_mm512_slli_epi32(bits, 16), cbn_first(n), fill);
+}
 #else
 CBN_DEFINE_PART(f32)
+CBN_DEFINE_PART(f16)
+CBN_DEFINE_PART(bf16)
 #endif
 
 /* ---- one group of each element type ---------------------------------------------------------

@@ -2,7 +2,8 @@
 
 cdef enum:
     BLOCK = 4096          # values of a channel between two merges
-    PILOT = 256           # values of x that decide how its products with dy are summed
+    PILOT = 32            # values of x that decide how its products with dy are summed
+    PILOT_ROWS = 4        # the same of rows
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
     GROUP = 32            # most channels that a task of short runs takes together
     RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
@@ -431,7 +432,7 @@ cdef void columns_products(
     cdef bint shifted = False
     cdef const real *at
     cdef const real *dy_at
-    cdef Py_ssize_t pilot = min(row + ROWS_AT_ONCE, last_row)
+    cdef Py_ssize_t pilot = min(row + PILOT_ROWS, last_row)
     memset(total, 0, sizeof(total))
     memset(product, 0, sizeof(product))
     rows_moments(x, shape, row, pilot, columns, <const double *>NULL, <double *>total,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ._arrays import as_array, check_dtype, overlap
-from ._dispatch import kernels
+from ._dispatch import element_of, kernels
 from ._layer_state import LayerState
 from ._threads import thread_rule
 from .functional import (
@@ -197,6 +197,8 @@ class BatchNorm(LayerState):
             Where there is no x, or `dy` or `out` does not fit it; a running_var that is negative or
             NaN; a divisor of zero. Nothing has been changed then.
         """
+        if x is None and (done := self._attempt_gradient(dy, out)) is not None:
+            return done
         frozen = not self.training and self._track_running_stats
         if x is not None:
             array = self._input(x)
@@ -232,45 +234,64 @@ class BatchNorm(LayerState):
         )
         return (dx, dweight, dbias) if self._affine else (dx, None, None)
 
-    def _attempt_training(self, x: Any, out: Any) -> np.ndarray | None:
-        """A training forward of contiguous arrays of the layer's dtype; None for all others."""
-        call = self._training_call
+    def _training_call(self, dtype: np.dtype[Any]) -> Any:
+        """What serves contiguous arrays of a dtype in training."""
+        call = self._training_calls.get(dtype)
         if call is None:
             call = kernels.TrainingCall()
-            if self._dtype.kind == "f" and self._dtype.itemsize >= 4:
+            if element_of(dtype) is not None:
                 call.prepare(
                     self._num_features,
-                    self._dtype.char,
+                    dtype,
                     self.channels_last,
                     (min(self._ranks), max(self._ranks)),
                     thread_rule(self.num_threads),
                     (self.weight, self.bias, self.running_mean, self.running_var),
                 )
-            self._training_call = call
+            self._training_calls[dtype] = call
+        return call
+
+    def _attempt_training(self, x: Any, out: Any) -> np.ndarray | None:
+        """A training forward of a contiguous array; None for all others."""
+        if type(x) is not np.ndarray:
+            return None
         tracked = (self._num_batches_tracked or 0) + 1
         momentum = 1.0 / tracked if self._momentum is None else self._momentum
-        done = call.attempt(x, out, self._eps, momentum)
+        done = self._training_call(x.dtype).attempt(x, out, self._eps, momentum)
         if done is None:
             return None
         result, moments = done
         if self._num_batches_tracked is not None:
             self._num_batches_tracked = tracked
         self._fast = None
-        array = x if type(x) is np.ndarray else as_array(x)
-        self._last = None if out is not None and overlap(array, result) else (array, moments)
+        self._last = None if out is not None and overlap(x, as_array(result)) else (x, moments)
         return result  # type: ignore[no-any-return]  # compiled
+
+    def _attempt_gradient(
+        self, dy: Any, out: Any
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None] | None:
+        """The gradient of the last training forward, of contiguous arrays; None for all others."""
+        if self._last is None or not self.training:
+            return None
+        x, moments = self._last
+        done = self._training_call(x.dtype).gradient(dy, x, out, moments, self._eps)
+        if done is None:
+            return None
+        dx, gradients = done
+        if not self._affine:
+            return dx, None, None
+        dweight, dbias = gradients.astype(self._dtype)
+        return dx, dweight, dbias
 
     def _fast_map(self, mab: np.ndarray, dtype: np.dtype[Any]) -> Any:
         """What serves contiguous arrays until a parameter changes, or None."""
-        if dtype.kind != "f":
-            return None
         watched = tuple(array for array in self._arrays.values() if array is not None)
         if any(array.dtype.kind != "f" for array in watched):  # no buffer of bfloat16
             return None
         fast = kernels.AffineMap()
         ranks = (min(self._ranks), max(self._ranks))
         rule = thread_rule(self.num_threads)
-        fast.prepare(mab, dtype.char, self.channels_last, 0, 0.0, ranks, watched, rule)
+        fast.prepare(mab, dtype, self.channels_last, 0, 0.0, ranks, watched, rule)
         return fast
 
     def _running(self) -> tuple[np.ndarray, np.ndarray]:

@@ -93,7 +93,7 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         self._num_threads = check_num_threads(num_threads)
         self.prepare(
             self._values,
-            self._dtype.char if self._dtype.kind == "f" else "",
+            self._dtype,
             axis == -1,
             ACTIVATIONS.index(activation),
             self._negative_slope,

@@ -139,8 +139,9 @@ def test_the_compiled_call_gives_the_bits_of_the_checked_one(last, dtype, isa):
                 x, residual = (np.moveaxis(array, 1, -1).copy() for array in (x, residual))
             for number, activation in enumerate(cbn.scale_shift.ACTIVATIONS):
                 compiled = kernels.AffineMap()
-                char = np.dtype(dtype).char
-                compiled.prepare(values, char, last, number, 0.01, (2, 5), (), (1 << 15, 3, True))
+                compiled.prepare(
+                    values, np.dtype(dtype), last, number, 0.01, (2, 5), (), (1 << 15, 3, True)
+                )
                 checked = cbn.ScaleShift(
                     *values, activation=activation, dtype=dtype, axis=-1 if last else 1
                 )._checked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -34,9 +35,12 @@ def took_the_compiled_call(bn: cbn.BatchNorm1d, x: np.ndarray) -> bool:
     return copy.deepcopy(bn)._attempt_training(x, None) is not None
 
 
+DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16]
+
+
 @pytest.mark.parametrize("num_threads", [None, 1, 3])
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize(
     "shape", [shape for shapes in SHAPES.values() for shape in shapes], ids=str
 )
@@ -44,7 +48,8 @@ def test_it_gives_the_bits_of_the_function(shape, dtype, last, num_threads):
     x = oracles.array(shape, dtype)
     x = oracles.channels_last(x) if last else x
     x = np.moveaxis(x, 1, -1) if last else x
-    bn = layer_for(shape, dtype=dtype, channels_last=last, num_threads=num_threads, momentum=0.3)
+    own = dtype if dtype == "float64" else "float32"
+    bn = layer_for(shape, dtype=own, channels_last=last, num_threads=num_threads, momentum=0.3)
     mean, var = bn.running_mean.copy(), bn.running_var.copy()
     expected = cbn.batch_norm(
         x, mean, var, bn.weight, bn.bias, True, 0.3, axis=-1 if last else 1, num_threads=1
@@ -120,12 +125,44 @@ def test_in_place_and_into_out():
         bn.backward(x)  # its input is gone
 
 
-def test_the_gradient_follows_it():
-    x, dy = oracles.array((6, 5, 7)), oracles.array((6, 5, 7), seed=1)
-    bn = layer_for(x.shape)
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize(
+    "shape", [shape for shapes in SHAPES.values() for shape in shapes], ids=str
+)
+def test_its_gradient_has_the_bits_of_the_function(shape, dtype, last):
+    x, dy = (oracles.array(shape, dtype, seed) for seed in (0, 1))
+    if last:
+        x, dy = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dy))
+    bn = layer_for(shape, dtype="float64" if dtype == "float64" else "float32", channels_last=last)
     bn(x)
+    assert bn._attempt_gradient(dy, None) is not None
     for got, expected in zip(bn.backward(dy), bn.backward(dy, x), strict=True):
         np.testing.assert_array_equal(got, expected)
+    out = dy.copy()
+    assert bn.backward(out, out=out)[0] is out
+    np.testing.assert_array_equal(out, bn.backward(dy)[0])
+
+
+def test_a_wrong_gradient_is_refused_as_before():
+    x = oracles.array((6, 5, 7))
+    bn = cbn.BatchNorm1d(5)
+    bn(x)
+    with pytest.raises(ValueError, match="dy: expected shape"):
+        bn.backward(np.ones((6, 5, 8), np.float32))
+    with pytest.raises(TypeError, match="dy: expected float32, like x, got float64"):
+        bn.backward(np.ones((6, 5, 7)))
+    frozen = np.empty_like(x)
+    frozen.flags.writeable = False
+    with pytest.raises(ValueError, match="out: expected a writable array"):
+        bn.backward(x, out=frozen)
+
+
+def test_a_layer_of_16_bit_parameters_takes_the_checked_way():
+    x = oracles.array((6, 5, 7), np.float16)
+    bn = cbn.BatchNorm1d(5, dtype="float16")
+    assert not took_the_compiled_call(bn, x)
+    np.testing.assert_array_equal(bn(x), cbn.batch_norm(x, None, None, training=True))
 
 
 @pytest.mark.parametrize(
