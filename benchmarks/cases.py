@@ -34,6 +34,13 @@ DEFAULT_SHAPES: tuple[tuple[int, ...], ...] = (
 CALL_SHAPES: tuple[tuple[int, ...], ...] = ((1, 64), (8, 64), (1, 1024), (1, 64, 8, 8))
 
 
+def buffer_like(x: np.ndarray) -> np.ndarray:
+    """An output in use: of the memory that NumPy takes for new arrays, every page of it touched."""
+    buffer = np.empty_like(x)  # zeros_like would take other memory, without huge pages
+    buffer[...] = 0
+    return buffer
+
+
 @dataclasses.dataclass(frozen=True)
 class Case:
     """One thing to measure. ``shape`` is (N, C, ...) in both layouts."""

@@ -69,7 +69,7 @@ def draw(groups: Sequence[Sequence[Result]], machine: Mapping[str, Any], path: P
         [handles[name] for name in order],
         [_label(name) for name in order],
         loc="outside lower center",
-        ncols=min(len(order), 3 + 2 * len(layouts)),
+        ncols=min(len(order), 2 + 2 * len(layouts)),
         frameon=False,
     )
     dtype = groups[0][0].case.dtype

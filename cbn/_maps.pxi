@@ -2,7 +2,7 @@
 
 cdef enum:
     TASK_BYTES = 1 << 15    # of x, in a task that only maps
-    STREAM_BYTES = 1 << 22  # of x, from which y goes past the cache
+    STREAM_BYTES = 3 << 20  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.cases import EPS, MOMENTUM, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
@@ -24,7 +24,7 @@ class Cbn(Contender):
     fresh: ClassVar[bool] = False  # whether each call makes its output
 
     def prepare(self) -> Statement:
-        self._call = self._statement(np.zeros_like(self.data.x))
+        self._call = self._statement(buffer_like(self.data.x))
         return self._call
 
     def output(self) -> np.ndarray:

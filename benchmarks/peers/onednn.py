@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.cases import EPS, Case
+from benchmarks.cases import EPS, Case, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender, Unsupported
 from benchmarks.peers.compiled import compile_c
@@ -77,7 +77,7 @@ class OneDnnLast(Contender):
         library = onednn()
         assert library is not None
         case, data = self.case, self.data
-        self._out = np.zeros_like(self._arranged(data.x))
+        self._out = buffer_like(self._arranged(data.x))
         zeros = functools.partial(np.zeros, case.channels, np.float32)
         arrays: dict[str, np.ndarray] = {
             "x": self._arranged(data.x),

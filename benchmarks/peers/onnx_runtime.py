@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 
-from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.cases import EPS, MOMENTUM, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
@@ -32,7 +32,7 @@ class OnnxRuntime(Contender):
         x = self.data.x
         if self.case.layout == "last":
             x = x.reshape(-1, x.shape[-1])
-        self._out = np.zeros_like(x)
+        self._out = buffer_like(x)
         self._x = x
         self._session = onnxruntime.InferenceSession(
             self._model(x), options, providers=["CPUExecutionProvider"]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.cases import EPS, MOMENTUM, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
@@ -23,7 +23,7 @@ class NumPy(Contender):
     def prepare(self) -> Statement:
         case, data = self.case, self.data
         x = data.x
-        self._out = np.zeros_like(x)
+        self._out = buffer_like(x)
         self._axes = tuple(axis for axis in range(x.ndim) if axis != case.channel_axis)
         self._column = [1] * x.ndim
         self._column[case.channel_axis] = case.channels

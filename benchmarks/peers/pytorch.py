@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.cases import EPS, MOMENTUM
+from benchmarks.cases import EPS, MOMENTUM, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender
 
@@ -144,7 +144,7 @@ class TorchOut(Torch):
             "out=out, save_mean=save_mean, save_invstd=save_invstd)",
             f=torch.ops.aten.native_batch_norm.out,
             x=self._x,
-            out=torch.zeros_like(self._x),
+            out=self._logical(buffer_like(self.data.x)),
             save_mean=torch.empty(saved, dtype=weight.dtype),
             save_invstd=torch.empty(saved, dtype=weight.dtype),
             **self._parameters,
@@ -156,7 +156,7 @@ class TorchOut(Torch):
         return self._backward_statement(
             torch.ops.aten.native_batch_norm_backward.out,
             ", out0=dx, out1=dweight, out2=dbias",
-            dx=torch.zeros_like(self._x),
+            dx=self._logical(buffer_like(self.data.x)),
             dweight=torch.zeros_like(self._parameters["weight"]),
             dbias=torch.zeros_like(self._parameters["bias"]),
         )
