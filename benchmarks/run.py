@@ -55,7 +55,7 @@ def run(
     if accuracy:
         reference = Reference(case, data)
         errors = {
-            name: reference.max_ulp(contender.output())
+            name: reference.max_ulp(contender.output(), contender.own_statistics)
             for name, contender in contenders.items()
             if contender.computes
         }

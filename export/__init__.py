@@ -1,4 +1,4 @@
-"""ONNX models with BatchNormalization: build, read, run, inspect, check and repair them.
+"""ONNX models with BatchNormalization: build, read, run, check, repair and re-estimate them.
 
 Needs what the extra ``cbn[onnx]`` (or ``cbn[gpu]``) installs; cbn itself does not.
 """
@@ -26,6 +26,16 @@ from .lower import lower
 from .nodes import BatchNormNode, find_nodes
 from .proof import ProofReport, ProofRow, prove
 from .read import from_onnx
+from .recalibration import (
+    CheckpointError,
+    DriftReport,
+    HeldOut,
+    ImageOptions,
+    RecalibrationResult,
+    StatisticsBank,
+    drift,
+    recalibrate,
+)
 from .remarks import REMARKS, Remark
 from .results import Report
 from .rewrite import Difference, RewriteResult, RewriteRow
@@ -34,10 +44,14 @@ from .sessions import ProviderError, make_session
 __all__ = [
     "REMARKS",
     "BatchNormNode",
+    "CheckpointError",
     "CrosscheckReport",
     "CrosscheckRow",
     "DataError",
     "Difference",
+    "DriftReport",
+    "HeldOut",
+    "ImageOptions",
     "InspectReport",
     "InspectRow",
     "LintReport",
@@ -46,11 +60,14 @@ __all__ = [
     "ProofReport",
     "ProofRow",
     "ProviderError",
+    "RecalibrationResult",
     "Remark",
     "Report",
     "RewriteResult",
     "RewriteRow",
+    "StatisticsBank",
     "crosscheck",
+    "drift",
     "find_nodes",
     "fold",
     "freeze",
@@ -61,6 +78,7 @@ __all__ = [
     "lower",
     "make_session",
     "prove",
+    "recalibrate",
     "save",
     "to_onnx",
 ]

@@ -6,7 +6,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import onnx
@@ -18,6 +18,23 @@ __all__ = ["DataError", "DataLike", "batches", "load_data"]
 DataLike = str | os.PathLike[str] | Mapping[str, Any] | np.ndarray | Sequence[Any]
 
 LARGEST_BATCH = 32
+
+
+class Shaped(Protocol):
+    """What is known of an array before it is read."""
+
+    @property
+    def dtype(self) -> Any:
+        """Its NumPy type."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+
+ShapedArray = TypeVar("ShapedArray", bound=Shaped)
 
 _ACCEPTED = "expected .npy, .npz, .pb or a folder with input_0.pb"
 
@@ -58,13 +75,13 @@ def load_data(data: DataLike, inputs: Sequence[ModelInput]) -> Feeds:
     if isinstance(data, str | os.PathLike):
         found, origin = _read(Path(data), inputs), str(data)
     elif isinstance(data, Mapping):
-        found, origin = {str(key): _array(key, item) for key, item in data.items()}, "the data"
+        found, origin = {str(key): as_array(key, item) for key, item in data.items()}, "the data"
     else:
-        found, origin = _only(_array("data", data), inputs), "the data"
-    feeds = _choose(found, inputs, origin)
+        found, origin = only(as_array("data", data), inputs), "the data"
+    feeds = choose(found, inputs, origin)
     for declared in inputs:
-        _check(feeds[declared.name], declared)
-    _batch_size(feeds, inputs)
+        check_input(feeds[declared.name], declared)
+    cut_size(feeds, inputs)
     return feeds
 
 
@@ -77,7 +94,7 @@ def batches(
     one before it. One with a symbolic batch size gets equal parts of at most `largest` samples.
     Data whose inputs do not share a first axis goes in whole.
     """
-    samples, size = _batch_size(feeds, inputs)
+    samples, size = cut_size(feeds, inputs)
     if size is None:
         parts = -(-samples // largest)
         edges = [samples * part // parts for part in range(parts + 1)]
@@ -94,9 +111,9 @@ def batches(
             yield {name: array[start:stop] for name, array in feeds.items()}
 
 
-def _batch_size(feeds: Feeds, inputs: Sequence[ModelInput]) -> tuple[int, int | None]:
+def cut_size(feeds: Mapping[str, Shaped], inputs: Sequence[ModelInput]) -> tuple[int, int | None]:
     """Return the number of samples and how many go in at once (None: any number)."""
-    lengths = {array.shape[0] if array.ndim else 1 for array in feeds.values()}
+    lengths = {array.shape[0] if array.shape else 1 for array in feeds.values()}
     first = {
         declared.shape[0] if declared.shape else 1
         for declared in inputs
@@ -135,7 +152,7 @@ def _read(path: Path, inputs: Sequence[ModelInput]) -> Feeds:
     try:
         match path.suffix.lower():
             case ".npy":
-                return _only(np.load(path, mmap_mode="r", allow_pickle=False), inputs)
+                return only(np.load(path, mmap_mode="r", allow_pickle=False), inputs)
             case ".npz":
                 # Opened here: NumPy leaves a file that is no archive open.
                 with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -143,7 +160,7 @@ def _read(path: Path, inputs: Sequence[ModelInput]) -> Feeds:
                     chosen = names if set(names) <= set(archive.files) else archive.files
                     return {name: archive[name] for name in chosen}
             case ".pb":
-                return _only(_read_tensor(path), inputs)
+                return only(read_tensor(path), inputs)
     except DataError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds on broken files
@@ -159,10 +176,11 @@ def _read_folder(path: Path, inputs: Sequence[ModelInput]) -> Feeds:
             f"{path}: no {missing[0]}; a folder holds input_0.pb and so on, one for each of the "
             f"model's {len(inputs)} inputs"
         )
-    return {d.name: _read_tensor(file) for d, file in zip(inputs, files, strict=True)}
+    return {d.name: read_tensor(file) for d, file in zip(inputs, files, strict=True)}
 
 
-def _read_tensor(path: Path) -> np.ndarray:
+def read_tensor(path: Path) -> np.ndarray:
+    """Read an ONNX TensorProto."""
     tensor = onnx.TensorProto()
     try:
         tensor.ParseFromString(path.read_bytes())
@@ -171,14 +189,16 @@ def _read_tensor(path: Path) -> np.ndarray:
         raise DataError(f"{path}: not an ONNX TensorProto, or a truncated one ({error})") from error
 
 
-def _array(name: Any, item: Any) -> np.ndarray:
+def as_array(name: Any, item: Any) -> np.ndarray:
+    """Make an array of what was given for an input."""
     try:
         return np.asarray(item)
     except Exception as error:  # any object may be given, and raise anything
         raise DataError(f"input {name!r}: expected an array, got {type(item).__name__}") from error
 
 
-def _only(array: np.ndarray, inputs: Sequence[ModelInput]) -> Feeds:
+def only(array: ShapedArray, inputs: Sequence[ModelInput]) -> dict[str, ShapedArray]:
+    """Give an array without a name to the only input."""
     if len(inputs) != 1:
         names = ", ".join(repr(declared.name) for declared in inputs)
         raise DataError(
@@ -188,7 +208,10 @@ def _only(array: np.ndarray, inputs: Sequence[ModelInput]) -> Feeds:
     return {inputs[0].name: array}
 
 
-def _choose(found: Feeds, inputs: Sequence[ModelInput], origin: str) -> Feeds:
+def choose(
+    found: Mapping[str, ShapedArray], inputs: Sequence[ModelInput], origin: str
+) -> dict[str, ShapedArray]:
+    """Find the array of each input, by its name or as the only one that fits the only input."""
     missing = [declared for declared in inputs if declared.name not in found]
     if not missing:
         return {declared.name: found[declared.name] for declared in inputs}
@@ -201,7 +224,8 @@ def _choose(found: Feeds, inputs: Sequence[ModelInput], origin: str) -> Feeds:
     raise DataError(f"{origin} has no array for input {wanted}; it has {names or 'none'}")
 
 
-def _check(array: np.ndarray, declared: ModelInput) -> None:
+def check_input(array: Shaped, declared: ModelInput) -> None:
+    """Refuse an array that is no data for an input, whatever its first axis."""
     misfit = _misfit(array, declared)
     if misfit is not None:
         raise DataError(
@@ -210,16 +234,16 @@ def _check(array: np.ndarray, declared: ModelInput) -> None:
         )
 
 
-def _misfit(array: np.ndarray, declared: ModelInput) -> str | None:
+def _misfit(array: Shaped, declared: ModelInput) -> str | None:
     """Say why an array is no data for an input, the first axis left out."""
     text = declared.dtype == object and array.dtype.kind in "OUT"
     if array.dtype != declared.dtype and not text:
         return f"the type differs (array.astype({str(declared.dtype)!r}) converts it)"
     if declared.shape is None:
         return None
-    if array.ndim != len(declared.shape):
-        return f"it has {array.ndim} dimensions in place of {len(declared.shape)}"
-    if array.size == 0:
+    if len(array.shape) != len(declared.shape):
+        return f"it has {len(array.shape)} dimensions in place of {len(declared.shape)}"
+    if 0 in array.shape:
         return "it is empty"
     for axis, dim in enumerate(declared.shape):
         if axis and isinstance(dim, int) and array.shape[axis] != dim:

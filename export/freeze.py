@@ -19,7 +19,7 @@ from .rewrite import KEPT, Changes, Difference, RewriteResult, RewriteRow, drop_
 from .sessions import Providers, make_session, run_session
 from .surgery import Names, Patch, is_used, store_constant
 
-__all__ = ["Estimator", "Policy", "freeze"]
+__all__ = ["Estimator", "Policy", "freeze", "to_eval"]
 
 Policy = Literal["stored", "recalibrated", "batch"]
 
@@ -160,7 +160,7 @@ def _freeze_node(
         else:
             _require_trained(norm)
         _spell_out(twin, twin_names)
-        _to_eval(norm, names)
+        to_eval(norm, names)
     except CannotLower as reason:
         return RewriteRow(norm.name, KEPT, ok=False, reason=str(reason))
     return RewriteRow(norm.name, f"frozen with {policy} statistics", value=value)
@@ -184,7 +184,7 @@ def _require_trained(norm: BatchNormNode) -> None:
     if norm.untouched:
         raise CannotLower(
             "its stored statistics are untouched (mean 0, var 1), so it was never trained or never "
-            "kept any: choose policy 'batch', or in Python 'recalibrated'"
+            "kept any: choose policy 'batch', or 'recalibrated' with data"
         )
     finite = np.isfinite(mean).all() and np.isfinite(var).all()
     if not finite or norm.bad_channels.any():
@@ -217,7 +217,7 @@ def _give(
     drop_unused(old)
 
 
-def _to_eval(norm: BatchNormNode, names: Names) -> None:
+def to_eval(norm: BatchNormNode, names: Names) -> None:
     """Set the mode, and give what the other outputs were: the statistics in use."""
     node = norm.node
     for index, output in enumerate(node.outputs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent import futures
@@ -35,15 +37,25 @@ def run(
     if threading.current_thread() is not threading.main_thread():  # which alone hears of Ctrl-C
         return list(session.run(list(names), given, options))
     # It hears of it between two steps of Python, so another thread makes the call.
-    with futures.ThreadPoolExecutor(1, "onnxruntime") as pool:
-        try:
-            result = pool.submit(session.run, list(names), given, options)
-            while not result.done():
-                futures.wait([result], timeout=0.5)  # Windows interrupts no wait without an end
-        except BaseException:
-            options.terminate = True
-            raise
-        return list(result.result())
+    result = _caller().submit(session.run, list(names), given, options)
+    try:
+        while not result.done():
+            futures.wait([result], timeout=0.5)  # Windows interrupts no wait without an end
+    except BaseException:
+        options.terminate = True
+        futures.wait([result])
+        raise
+    return list(result.result())
+
+
+@functools.cache
+def _caller() -> futures.ThreadPoolExecutor:
+    # Kept: while the threads of the run before still spin, a new one takes a millisecond to start.
+    return futures.ThreadPoolExecutor(1, "onnxruntime")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_caller.cache_clear)
 
 
 def _as_taken(array: Any) -> Any:

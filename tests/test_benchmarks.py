@@ -122,7 +122,8 @@ def test_other_types(dtype: str) -> None:
     for result in json.loads(out.stdout)["results"]:
         names = set(contenders(result)) - {"oneDNN NHWC"}  # its 16-bit kernels want some CPUs
         assert names == expected(result["mode"], "last", dtype)
-        assert contenders(result)[CBN]["max_ulp"] < 10
+        # in backward the coefficients of float64 are products of six rounded numbers
+        assert contenders(result)[CBN]["max_ulp"] < 16
 
 
 def test_table_is_for_people() -> None:

@@ -29,6 +29,7 @@ class Contender(ABC):
     modes: ClassVar[frozenset[str]] = frozenset({"train", "eval", "call"})
     dtypes: ClassVar[frozenset[str]] = frozenset(DTYPES)
     kernel: str = ""  # the name that the library gives to what it chose, once prepared
+    own_statistics: ClassVar[bool] = False  # whether backward goes by those of its own forward
     computes: ClassVar[bool] = True  # False for the copy, whose output has no error to show
 
     def __init__(self, case: Case, data: Data) -> None:

@@ -21,6 +21,7 @@ class Cbn(Contender):
     needs = "cbn"
     modes = frozenset({"train", "eval", "backward", "call"})
     layer: ClassVar[bool] = False  # whether it is the layer in call too
+    own_statistics = True
     fresh: ClassVar[bool] = False  # whether each call makes its output
 
     def prepare(self) -> Statement:

@@ -14,6 +14,7 @@ import typer
 
 from cbn._version import __version__
 from cbn.cli.check import check
+from cbn.cli.drift import drift
 from cbn.cli.errors import CommandGroup
 from cbn.cli.export import export
 from cbn.cli.fold import fold
@@ -22,6 +23,8 @@ from cbn.cli.info import info
 from cbn.cli.inspect import inspect
 from cbn.cli.lint import lint
 from cbn.cli.lower import lower
+from cbn.cli.recalibrate import recalibrate
+from cbn.cli.stats import stats
 
 __all__ = ["app"]
 
@@ -53,15 +56,18 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Batch normalization for people who ship models: inspect, check, repair, make."""
+    """Batch normalization for people who ship models: inspect, check, repair, re-estimate, make."""
 
 
 # Look, then prove, then repair, then make: the order in which the help lists them.
 app.command()(inspect)
 app.command()(lint)
 app.command()(check)
+app.command(short_help="Say how far your data is from what a model was trained on.")(drift)
 app.command()(freeze)
 app.command()(lower)
 app.command()(fold)
+app.command()(recalibrate)
+app.add_typer(stats, name="stats")
 app.command()(export)
 app.command()(info)

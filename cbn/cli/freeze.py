@@ -25,9 +25,10 @@ __all__ = ["freeze"]
 
 
 class PolicyChoice(enum.StrEnum):
-    """Which statistics the frozen model has; ``cbn.export.freeze`` has one more policy."""
+    """Which statistics the frozen model has; see ``cbn.export.freeze``."""
 
     stored = "stored"
+    recalibrated = "recalibrated"
     batch = "batch"
 
 
@@ -39,8 +40,9 @@ def freeze(
         PolicyChoice,
         typer.Option(
             "--policy",
-            help="stored: the statistics in the file, of a network that was trained; batch: those "
-            "of each batch, on purpose, lowered to primitives.",
+            help="stored: the statistics in the file, of a network that was trained; "
+            "recalibrated: those of --data, for one that has none; batch: those of each batch, on "
+            "purpose, lowered to primitives.",
         ),
     ] = PolicyChoice.stored,
     nodes: Nodes = None,
@@ -59,12 +61,14 @@ def freeze(
     Example: cbn freeze exported_in_training.onnx -o frozen.onnx --data inputs.npz
     """
     from cbn import export
+    from cbn.export.recalibration import estimator
 
     def run() -> export.RewriteResult:
         return export.freeze(
             model,
             policy.value,
             nodes=nodes or None,
+            estimator=estimator(providers=provider.value, num_threads=threads),
             data=data,
             seed=seed,
             providers=provider.value,

@@ -15,7 +15,7 @@ from cbn.cli.tables import print_report, print_table
 if TYPE_CHECKING:
     from cbn.export import RewriteResult
 
-__all__ = ["rewrite"]
+__all__ = ["require_elsewhere", "rewrite"]
 
 
 def rewrite(
@@ -38,7 +38,7 @@ def rewrite(
     with about(model):
         held = weight_files(model)
     for target in (output, output.with_name(f"{output.name}.data")):
-        _require_elsewhere(target, model, data, *held)
+        require_elsewhere(target, model, data, *held)
     with working(f"{verb} {model}"), about(model, data):
         result = run()
     proved = result.proof is None or bool(result.proof)
@@ -54,7 +54,7 @@ def rewrite(
         raise typer.Exit(DOES_NOT_HOLD)
 
 
-def _require_elsewhere(output: Path, *inputs: Path | None) -> None:
+def require_elsewhere(output: Path, *inputs: Path | None) -> None:
     """Refuse, before any work, an output that is one of the inputs or has no folder to go to."""
     for given in inputs:
         if given is not None and output.exists() and given.exists() and output.samefile(given):

@@ -10,7 +10,19 @@ import pytest
 
 import cbn
 
-COMMANDS = ("inspect", "lint", "check", "freeze", "lower", "fold", "export", "info")
+COMMANDS = (
+    "inspect",
+    "lint",
+    "check",
+    "drift",
+    "freeze",
+    "lower",
+    "fold",
+    "recalibrate",
+    "export",
+    "info",
+)
+GROUPS = ("stats",)
 
 
 def test_version(command):
@@ -61,7 +73,7 @@ def test_without_the_extra_the_version_is_known(environment):
 def test_help_lists_the_commands(invoke):
     shown = invoke("--help").stdout
     listed = shown.partition("Commands:\n")[2].partition("\n\n")[0]
-    assert tuple(line.split()[0] for line in listed.splitlines()) == COMMANDS
+    assert tuple(line.split()[0] for line in listed.splitlines()) == (*COMMANDS, *GROUPS)
     assert "..." not in listed  # each description is whole
 
 

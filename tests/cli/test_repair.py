@@ -183,11 +183,20 @@ def test_where_nothing_changed_it_says_so(invoke, training, tmp_path):
     assert "passed" not in shown.stdout
 
 
-def test_recalibration_is_no_choice_without_an_estimator(invoke, training, tmp_path):
-    shown = invoke("freeze", training, "-o", tmp_path / "out.onnx", "--policy", "recalibrated")
+def test_recalibration_takes_the_statistics_of_the_data(invoke, tmp_path):
+    arrays = {**parameters(), "m": np.zeros(3, "float32"), "v": np.ones(3, "float32")}
+    path, out = save(single(training=True, arrays=arrays), tmp_path), tmp_path / "out.onnx"
+    shown = invoke("freeze", path, "-o", out, "--policy", "recalibrated")
     assert shown.exit_code == 2
-    assert "'recalibrated' is not one of 'stored', 'batch'" in " ".join(shown.stderr.split())
-    assert not (tmp_path / "out.onnx").exists()
+    assert "policy 'recalibrated' needs data" in shown.stderr
+    x = np.random.default_rng(0).normal(2, 3, (64, 3, 5)).astype("float32")
+    np.save(tmp_path / "x.npy", x)
+    arguments = ("freeze", path, "-o", out, "--policy", "recalibrated")
+    shown = invoke(*arguments, "--data", tmp_path / "x.npy")
+    assert (shown.exit_code, shown.stderr) == (0, "")
+    assert "frozen with recalibrated statistics" in shown.stdout
+    (norm,) = export.find_nodes(out)
+    np.testing.assert_allclose(norm.var.array, x.var(axis=(0, 2), dtype=float), rtol=1e-6)
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

@@ -1,0 +1,1 @@
+"""Running statistics apart from their model: a small file for each domain."""

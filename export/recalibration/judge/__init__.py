@@ -1,0 +1,1 @@
+"""Whether new statistics are safe: blends, held-out outputs, evidence and warnings."""

@@ -1,0 +1,1 @@
+"""How far the data is from what is stored: numbers, words and a page."""

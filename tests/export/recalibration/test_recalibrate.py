@@ -1,0 +1,277 @@
+"""recalibrate(): what goes in, what comes out, and when the result is no."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from corruptions import DIGITS, contrast, load_digits
+from onnx import helper
+from onnx_models import batch_norm_node, make_model, parameters, run, single
+
+import cbn
+from cbn import export
+from cbn.export.recalibration import estimator
+
+MODEL = DIGITS / "digits.onnx"
+IMAGES, LABELS = load_digits()
+DARK = contrast(IMAGES)
+METHODS = pytest.mark.parametrize("method", ["batch", "sequential"])
+
+
+def values(samples=24, seed=1):
+    """Input for `single`: channels of different mean and deviation."""
+    x = np.random.default_rng(seed).normal(size=(samples, 3, 5))
+    return (x * [[[1], [2], [0.5]]] + [[[0], [3], [-1]]]).astype(np.float32)
+
+
+def stored(model):
+    return {norm.name: (norm.mean.array, norm.var.array) for norm in export.find_nodes(model)}
+
+
+@METHODS
+def test_one_node_gets_mean_and_population_variance(method):
+    x = values()
+    result = export.recalibrate(single(), x, method=method, prior=0, held_out=0)
+    ((mean, var),) = stored(result.model).values()
+    assert result
+    np.testing.assert_allclose(mean, x.mean(axis=(0, 2), dtype=np.float64), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(var, x.var(axis=(0, 2), dtype=np.float64), rtol=1e-6)
+    (y,) = run(ir.to_proto(result.model), x).values()
+    weight, bias = (parameters()[name][:, None] for name in "sb")
+    normalized = (y - bias) / weight
+    np.testing.assert_allclose(normalized.mean(axis=(0, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(normalized.var(axis=(0, 2)), 1, atol=1e-4)
+
+
+@METHODS
+@pytest.mark.parametrize("prior", [8, 24.0, math.inf])
+def test_a_prior_counts_as_so_many_samples(method, prior):
+    x = values()
+    result = export.recalibrate(single(), x, method=method, prior=prior, held_out=0)
+    share = 1.0 if math.isinf(prior) else prior / (prior + 24)
+    assert result.prior.weight == pytest.approx(share, abs=1e-15)
+    ((mean, var),) = stored(result.model).values()
+    old = parameters()
+    seen = x.mean(axis=(0, 2), dtype=float), x.var(axis=(0, 2), dtype=float)
+    for got, before, found in ((mean, old["m"], seen[0]), (var, old["v"], seen[1])):
+        expected = share * before.astype(float) + (1 - share) * found
+        np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_is_held_out_takes_no_part():
+    x = values(50)
+    result = export.recalibrate(single(), x, prior=0, held_out=0.2)
+    assert (result.samples, result.held_out.samples) == (40, 10)
+    ((mean, _),) = stored(result.model).values()
+    everything = x.mean(axis=(0, 2), dtype=np.float64)
+    assert np.abs(mean - everything).max() > 1e-3
+
+
+def test_the_model_is_not_changed_and_weights_are_shared():
+    before = export.load(MODEL)
+    content = ir.to_proto(before).SerializeToString()
+    result = export.recalibrate(before, DARK, prior=0)
+    assert ir.to_proto(before).SerializeToString() == content
+    after = result.model.graph.initializers
+    moved = {"running_mean", "running_var"}
+    for name, value in before.graph.initializers.items():
+        if name.rpartition(".")[2] not in moved:
+            assert after[name].const_value is value.const_value
+
+
+def test_the_result_tells_all():
+    result = export.recalibrate(MODEL, DARK, labels=LABELS)
+    assert result
+    assert [row.name for row in result.rows] == [norm.name for norm in export.find_nodes(MODEL)]
+    assert result.changed == 5
+    assert result.held_out.metric_after > result.held_out.metric_before
+    assert len(result.evidence.rows) == len(result.drift.rows) == 5
+    assert result.prior.reason
+    found = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert found["ok"] is True
+    assert found["samples"] == 360
+    assert found["held_out"]["samples"] == 90
+    text = str(result)
+    assert "5 of 5 nodes re-estimated on 360 samples" in text
+    assert "on 90 held-out samples" in text
+    assert all(f"warning: {warning}" in text for warning in result.warnings)
+
+
+def test_the_drift_is_told_in_words():
+    darker = export.recalibrate(MODEL, IMAGES * np.float32(0.3), prior=0)
+    assert any("dark" in verdict for verdict in darker.drift.verdicts)
+
+
+def test_only_some_nodes():
+    result = export.recalibrate(MODEL, DARK, prior=0, nodes=["/bn[12]/*"])
+    before, after = stored(MODEL), stored(result.model)
+    changed = {name for name in before if not np.array_equal(before[name][1], after[name][1])}
+    assert changed == {"/bn1/BatchNormalization", "/bn2/BatchNormalization"}
+    assert [row.changed for row in result.rows] == [True, True, False, False, False]
+    assert result.rows[2].reason == "not asked for"
+    with pytest.raises(export.ModelError, match="'bn9'"):
+        export.recalibrate(MODEL, DARK, nodes=["bn9"])
+
+
+def test_a_node_that_was_named_and_cannot_be_is_no():
+    graph = helper.make_graph(
+        [batch_norm_node("h", "inner")],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("inner", onnx.TensorProto.FLOAT, None)],
+    )
+    nodes = [
+        batch_norm_node("x", "h"),
+        helper.make_node("If", ["flag"], ["y"], then_branch=graph, else_branch=graph, name="if"),
+    ]
+    flag = helper.make_tensor_value_info("flag", onnx.TensorProto.BOOL, [])
+    model = make_model(nodes, inputs=[flag])
+    data = [{"x": values(), "flag": np.array(True)}, {"x": values(seed=2), "flag": np.array(True)}]
+    result = export.recalibrate(model, data, prior=0)
+    assert result  # all nodes were asked for, and the reason stands in its row
+    assert [row.changed for row in result.rows] == [True, False, False]
+    assert "inside if.else_branch" in result.rows[1].reason
+    assert not export.recalibrate(model, data, prior=0, nodes=["*"])
+
+
+@METHODS
+def test_training_mode_becomes_eval(method):
+    training = DIGITS / "digits_training.onnx"
+    results = [
+        export.recalibrate(path, DARK, method=method, prior=0, held_out=0)
+        for path in (training, MODEL)
+    ]
+    assert {norm.mode for norm in export.find_nodes(results[0].model)} == {"eval"}
+    one, two = (stored(result.model) for result in results)
+    for name in two:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-6, atol=1e-7)
+
+
+def test_in_training_mode_it_is_compared_with_what_it_stores():
+    found = [
+        export.recalibrate(DIGITS / name, DARK, prior=0, labels=LABELS).held_out
+        for name in ("digits.onnx", "digits_training.onnx")
+    ]
+    assert found[0].metric_before == found[1].metric_before
+    assert found[0].agreement == found[1].agreement
+
+
+def test_statistics_that_were_never_trained_count_nothing():
+    arrays = {**parameters(), "m": np.zeros(3, "float32"), "v": np.ones(3, "float32")}
+    for prior in ("auto", 1000):
+        result = export.recalibrate(single(arrays=arrays), values(50), prior=prior)
+        ((_, var),) = stored(result.model).values()
+        np.testing.assert_allclose(var, [1, 4, 0.25], rtol=0.3)
+    auto = export.recalibrate(single(arrays=arrays), values(50))
+    assert auto.prior.weight == 0
+    assert "mean nothing" in auto.prior.reason
+
+
+def test_broken_statistics_are_replaced():
+    arrays = {**parameters(), "v": np.array([1, np.nan, np.inf], "float32")}
+    result = export.recalibrate(single(arrays=arrays), values(50))
+    ((_, var),) = stored(result.model).values()
+    np.testing.assert_allclose(var, [1, 4, 0.25], rtol=0.3)
+
+
+def test_a_metric_that_falls_is_no():
+    def worse(outputs, labels):
+        return -float(np.abs(outputs["logits"]).mean())  # contrast makes them small
+
+    result = export.recalibrate(MODEL, DARK, prior=0, metric=worse)
+    assert result.worse
+    assert not result
+    assert "worse" in result.summary
+    assert export.recalibrate(MODEL, DARK, prior=0, metric=lambda outputs, labels: 1.0)
+
+
+def test_one_class_makes_labelled_accuracy_worse_and_that_is_no():
+    ones = np.flatnonzero(LABELS == 1)
+    mixed = np.concatenate([IMAGES[ones], IMAGES[:12]])
+    labels = np.concatenate([LABELS[ones], LABELS[:12]])
+    result = export.recalibrate(MODEL, mixed[:46], labels=labels[:46], prior=0)
+    assert result.held_out.metric_before > result.held_out.metric_after
+    assert not result
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "exact"}, "expected method to be one of 'batch', 'sequential', got 'exact'"),
+        ({"prior": -1}, "expected prior to be 'auto' or a number of samples >= 0, got -1"),
+        ({"prior": math.nan}, "expected prior to be 'auto' or a number"),
+        ({"prior": "much"}, "got 'much'"),
+        ({"prior": True}, "got True"),
+        ({"held_out": 1}, "expected held_out from 0 to less than 1, got 1"),
+        ({"held_out": -0.1}, "got -0.1"),
+        ({"held_out": 0}, "prior 'auto' needs data that is held out"),
+        ({"held_out": 0, "prior": 0, "labels": LABELS}, "labels needs data that is held out"),
+        ({"held_out": 0, "prior": 0, "metric": max}, "a metric needs data that is held out"),
+        ({"method": "sequential", "executor": "tcp://h:1"}, "an executor needs method 'batch'"),
+        ({"batch_size": 0}, "expected batch_size of 1 or more"),
+        ({"labels": LABELS[:9]}, "got 9 labels for 450 samples"),
+    ],
+)
+def test_options_that_do_not_hold(options, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        export.recalibrate(MODEL, DARK, **options)
+
+
+@METHODS
+def test_progress_is_told(method):
+    told = []
+    export.recalibrate(
+        MODEL, DARK, method=method, batch_size=90, progress=lambda *what: told.append(what)
+    )
+    measured = [what for what in told if what[2] is not None]
+    assert measured[-1][1] == measured[-1][2] == 4
+    assert [stage for stage, _, _ in told[-2:]] == ["choosing the prior", "comparing"]
+
+
+def test_the_bank_of_a_result_has_the_counts(tmp_path):
+    result = export.recalibrate(MODEL, DARK, prior=0)
+    result.bank("dark").save(tmp_path / "dark.safetensors")
+    bank = export.StatisticsBank.load(tmp_path / "dark.safetensors")
+    assert {found.samples for found in bank.statistics.values()} == {360}
+    assert bank.statistics["/bn1/BatchNormalization"].count == 360 * 64
+    given = bank.apply(MODEL)
+    assert stored(given.model).keys() == stored(result.model).keys()
+    for name, pair in stored(result.model).items():
+        np.testing.assert_array_equal(pair, stored(given.model)[name])
+
+
+@METHODS
+def test_freeze_takes_it_as_its_estimator(method):
+    training = DIGITS / "digits_training.onnx"
+    found = estimator(method=method)
+    frozen = export.freeze(
+        training, "recalibrated", estimator=found, data={"image": DARK}, prove=False
+    )
+    assert frozen
+    expected = export.recalibrate(MODEL, DARK, method=method, prior=0, held_out=0)
+    one, two = stored(frozen.model), stored(expected.model)
+    for name in two:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-6, atol=1e-7)
+
+
+def test_importing_it_needs_no_optional_package():
+    code = (
+        "import sys, cbn.export.recalibration; "
+        "print({'PIL', 'dask', 'distributed', 'torch'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(Path(cbn.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "set()\n"
