@@ -18,7 +18,7 @@ from benchmarks.peers import CONTENDERS
 from benchmarks.peers.plain_copy import compiled_copy
 from benchmarks.results import COPY, OURS, Result, summarize
 from benchmarks.run import installed, run
-from benchmarks.table import format_results, format_summary, format_warnings
+from benchmarks.table import format_markdown, format_results, format_summary, format_warnings
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -56,6 +56,8 @@ def main(arguments: list[str] | None = None) -> None:
         draw(groups, machine(options.threads), options.plot)
     if options.json:
         print(json.dumps(to_dict(groups, options.threads), indent=2))
+    elif options.markdown:
+        print_markdown(groups, options.threads)
     else:
         print_groups(groups, options.threads)
 
@@ -76,6 +78,17 @@ def to_dict(groups: list[list[Result]], threads: int) -> dict[str, object]:
             for group in groups
         ],
     }
+
+
+def print_markdown(groups: list[list[Result]], threads: int) -> None:
+    """Print a table for each mode and layout."""
+    print(", ".join(f"{key} {value}" for key, value in machine(threads).items()))
+    for group in groups:
+        case = group[0].case
+        print(f"\n{case.mode}, {case.dtype}, channels {case.layout}:\n")
+        print(format_markdown(group))
+        if warnings := format_warnings(group):
+            print("", warnings, sep="\n")
 
 
 def print_groups(groups: list[list[Result]], threads: int) -> None:

@@ -61,6 +61,11 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--deviation", type=float, default=1.0, help="of x (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON for programs")
     parser.add_argument(
+        "--markdown",
+        action="store_true",
+        help="print tables for a page: each library's fastest form, in microseconds, and its ULP",
+    )
+    parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.load import is_busy
-from benchmarks.results import COPY, Result, contenders, summarize
+from benchmarks.peers import FAMILIES
+from benchmarks.results import COPY, OURS, Result, contenders, summarize
 
 HEADER = ("shape", "contender", "µs", "quartiles", "x copy", "x cbn", "max ULP")
 SUMMARY = ("times over cbn's", "shapes", "geometric mean", "least", "at", "most", "at")
@@ -48,6 +49,29 @@ def format_grid(results: Sequence[Result]) -> str:
         ]
         lines.append((result.case.name, *medians))
     return "\n".join(align(lines, left=(0,)))
+
+
+def format_markdown(results: Sequence[Result]) -> str:
+    """Lay out one line a shape, one column a library: the median of its fastest form in
+    microseconds, and its largest error in ULP in brackets. cbn's is the form with out=."""
+    names = contenders(results)
+    families = dict.fromkeys(FAMILIES[name] for name in names)
+    lines: list[Sequence[str]] = [
+        ("shape", *families),
+        (":--", *("--:" for _ in families)),
+    ]
+    for result in results:
+        cells = [result.case.name]
+        for family in families:
+            name = OURS if family == OURS else result.fastest(family)
+            if name is None:
+                cells.append("")
+                continue
+            ulp = result.max_ulp.get(name)
+            error = "" if ulp is None else f" ({ulp:.0f})" if ulp >= 10 else f" ({ulp:.1f})"
+            cells.append(number(result.timings[name].median) + error)
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def format_summary(results: Sequence[Result]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -135,6 +136,15 @@ def test_table_is_for_people() -> None:
 def test_only_leaves_out_the_others() -> None:
     out = bench("--json", "--shape", SHAPE, "--only", "numpy").stdout
     assert set(contenders(json.loads(out)["results"][0])) == {COPY, CBN, "numpy"}
+
+
+def test_markdown_has_a_line_a_shape_and_a_column_a_library() -> None:
+    out = bench("--markdown", "--shape", "4x16", "--shape", "8x16", "--only", "numpy").stdout
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert table[0] == "| shape | copy | cbn | numpy |"
+    assert [line.split(" | ")[0] for line in table[2:]] == ["| 4x16", "| 8x16"]
+    for line in table[2:]:
+        assert re.fullmatch(r"\| \S+ \| [\d.]+ \| [\d.]+ \([\d.]+\) \| [\d.]+ \([\d.]+\) \|", line)
 
 
 def test_plot_writes_a_picture_or_says_what_is_missing(tmp_path: Path) -> None:
