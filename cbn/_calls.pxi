@@ -192,16 +192,22 @@ cdef class AffineMap(ContiguousCall):
     cdef object fast(self, x, out, residual):
         cdef Py_buffer given, beside
         result = None
-        if self.refuses(x, out) or not self.open(x, &given, 0):
+        if self.refuses(x, out) or (residual is not None and self.refuses(residual, out)):
             return None
-        if self.fits(&given):
-            if residual is None:
-                result = self.fast_into(x, &given, NULL, out)
-            elif self.open(residual, &beside, 0):
-                if alike(&given, &beside):
-                    result = self.fast_into(x, &given, &beside, out)
-                PyBuffer_Release(&beside)
-        PyBuffer_Release(&given)
+        if not self.open(x, &given, 0):
+            return None
+        try:
+            if self.fits(&given):
+                if residual is None:
+                    result = self.fast_into(x, &given, NULL, out)
+                elif self.open(residual, &beside, 0):
+                    try:
+                        if alike(&given, &beside):
+                            result = self.fast_into(x, &given, &beside, out)
+                    finally:
+                        PyBuffer_Release(&beside)
+        finally:
+            PyBuffer_Release(&given)
         return result
 
     cdef object fast_into(self, x, const Py_buffer *given, const Py_buffer *beside, out):
@@ -212,17 +218,19 @@ cdef class AffineMap(ContiguousCall):
             out = empty_like(x)
         if not self.open(out, &taken, PyBUF_WRITABLE):
             return None
-        if alike(given, &taken) and apart(given, &taken) and (
-                beside == NULL or apart(beside, &taken)):
-            threads = self.threads_of(given)
-            if given.len > HOLD_BYTES:
-                with nogil:
+        try:
+            if alike(given, &taken) and apart(given, &taken) and (
+                    beside == NULL or apart(beside, &taken)):
+                threads = self.threads_of(given)
+                if given.len > HOLD_BYTES:
+                    with nogil:
+                        status = self.run(given, beside, &taken, threads)
+                else:
                     status = self.run(given, beside, &taken, threads)
-            else:
-                status = self.run(given, beside, &taken, threads)
-            if status == 0:
+                check(status)
                 result = out
-        PyBuffer_Release(&taken)
+        finally:
+            PyBuffer_Release(&taken)
         return result
 
     cdef int run(
@@ -264,6 +272,30 @@ cdef enum:
     WEIGHT, BIAS, RUNNING_MEAN, RUNNING_VAR, STATE
 
 
+cdef struct State:
+    # a layer's arrays during a call, all float or all double
+    Py_buffer[STATE] buffers
+    bint[STATE] held
+    bint doubles
+
+
+cdef void release(State *state):
+    cdef int k
+    for k in range(STATE):
+        if state.held[k]:
+            PyBuffer_Release(&state.buffers[k])
+
+
+cdef inline double parameter(
+    const State *state, int which, Py_ssize_t c, double absent
+) noexcept nogil:
+    if not state.held[which]:
+        return absent
+    if state.doubles:
+        return (<const double *>state.buffers[which].buf)[c]
+    return (<const float *>state.buffers[which].buf)[c]
+
+
 cdef class TrainingCall(ContiguousCall):
     """A training forward, which moves the running statistics, and its gradient.
 
@@ -275,112 +307,146 @@ cdef class TrainingCall(ContiguousCall):
         weight, bias, running_mean and running_var: read, and the last two written, at each call.
     """
 
-    cdef Py_buffer[STATE] state
-    cdef bint[STATE] held
-    cdef bint doubles        # what the state is of
-
-    def __dealloc__(self):
-        cdef int k
-        for k in range(STATE):
-            if self.held[k]:
-                PyBuffer_Release(&self.state[k])
+    cdef tuple state
 
     def prepare(
         self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads, tuple state
     ):
         """Take hold of the arrays, once."""
-        cdef int k
         if self.kind != 0:
             raise TypeError(f"{type(self).__name__} is immutable")
-        for k in range(STATE):
-            if state[k] is not None:
-                if state[k].dtype.char not in "fd":
-                    return   # it stays unserved, as does what is read-only
-                if not get_buffer(state[k], &self.state[k], PyBUF_WRITABLE if (
-                        k >= RUNNING_MEAN) else PyBUF_SIMPLE):
-                    return
-                self.held[k] = True
-                self.doubles = state[k].dtype.char == "d"
+        self.state = state
         self.take(channels, dtype, last, ranks, threads)
+
+    cdef bint hold(self, State *state):
+        """Open the buffers of a call; False where one is read-only or of another type."""
+        cdef Py_buffer *buffer
+        cdef int k
+        memset(state, 0, sizeof(State))
+        for k in range(STATE):
+            if self.state[k] is None:
+                continue
+            buffer = &state.buffers[k]
+            if not get_buffer(self.state[k], buffer, PyBUF_FORMAT | (
+                    PyBUF_WRITABLE if k >= RUNNING_MEAN else 0)):
+                release(state)
+                return False
+            state.held[k] = True
+            state.doubles = buffer.format[0] == b"d"
+            if buffer.format[0] not in (b"f", b"d") or (
+                    buffer.len != self.channels * buffer.itemsize):
+                release(state)
+                return False
+        return True
 
     def attempt(self, x, out, double eps, double momentum):
         """The result and the moments of x, (3, C); or None where the checked way must be gone."""
-        cdef Py_buffer given, taken
-        cdef double[:, ::1] moments
+        cdef Py_buffer given
+        cdef State state
+        if eps == 0 or self.refuses(x, out) or not self.open(x, &given, 0):
+            return None
+        try:
+            if not self.fits(&given) or given.len // given.itemsize <= self.channels:
+                return None
+            if not self.hold(&state):
+                return None
+            try:
+                return self.forward_into(x, &given, out, &state, eps, momentum)
+            finally:
+                release(&state)
+        finally:
+            PyBuffer_Release(&given)
+
+    cdef object forward_into(
+        self, x, const Py_buffer *given, out, State *state, double eps, double momentum
+    ):
+        cdef Py_buffer taken
         cdef Training training
         cdef double *memory
         cdef int status = NO_MEMORY
-        done = None
-        if eps == 0 or self.refuses(x, out) or not self.open(x, &given, 0):
+        found = np.empty((3, self.channels))
+        cdef double[:, ::1] moments = found
+        if out is None:
+            out = empty_like(x)
+        if not self.open(out, &taken, PyBUF_WRITABLE):
             return None
-        if self.fits(&given) and given.len // given.itemsize > self.channels:
-            if out is None:
-                out = empty_like(x)
-            if self.open(out, &taken, PyBUF_WRITABLE):
-                if alike(&given, &taken) and apart(&given, &taken):
-                    found = np.empty((3, self.channels))
-                    moments = found
-                    with nogil:
-                        memory = <double *>malloc(5 * self.channels * sizeof(double))
-                        if memory != NULL:
-                            training = self.forward(memory, eps, &moments[0, 0])
-                            status = self.run(&given, NULL, &taken, &training)
-                            free(memory)
-                        if status == 0:
-                            self.move(&given, &moments[0, 0], momentum)
-                    if status == 0:
-                        done = (out, found)
-                PyBuffer_Release(&taken)
-        PyBuffer_Release(&given)
-        return done
+        try:
+            if not alike(given, &taken) or not apart(given, &taken):
+                return None
+            with nogil:
+                memory = <double *>malloc(5 * self.channels * sizeof(double))
+                if memory != NULL:
+                    training = self.forward(state, memory, eps, &moments[0, 0])
+                    status = self.run(given, NULL, &taken, &training)
+                    free(memory)
+                if status == 0:
+                    self.move(state, given, &moments[0, 0], momentum)
+            check(status)
+        finally:
+            PyBuffer_Release(&taken)
+        return out, found
 
     def gradient(self, dy, x, out, const double[:, ::1] moments, double eps):
         """dx, and dweight and dbias as (2, C) float64, for the moments of x; or None."""
-        cdef Py_buffer given, beside, taken
-        cdef double[:, ::1] gradients
-        cdef Training training
-        cdef double *memory
-        cdef int status = NO_MEMORY
-        done = None
+        cdef Py_buffer given, beside
+        cdef State state
         if eps == 0 or self.refuses(x, out) or self.refuses(dy, out):
             return None
         if not self.open(x, &given, 0):
             return None
-        if self.fits(&given) and self.open(dy, &beside, 0):
-            if out is None:
-                out = empty_like(x)
-            if alike(&given, &beside) and self.open(out, &taken, PyBUF_WRITABLE):
-                if alike(&given, &taken) and apart(&given, &taken) and apart(&beside, &taken):
-                    found = np.empty((2, self.channels))
-                    gradients = found
-                    with nogil:
-                        memory = <double *>malloc(7 * self.channels * sizeof(double))
-                        if memory != NULL:
-                            training = self.backward(
-                                memory, eps, &moments[0, 0], given.len // given.itemsize)
-                            training.dweight, training.dbias = &gradients[0, 0], &gradients[1, 0]
-                            status = self.run(&given, &beside, &taken, &training)
-                            free(memory)
-                    if status == 0:
-                        done = (out, found)
-                PyBuffer_Release(&taken)
-            PyBuffer_Release(&beside)
-        PyBuffer_Release(&given)
-        return done
+        try:
+            if not self.fits(&given) or not self.open(dy, &beside, 0):
+                return None
+            try:
+                if not alike(&given, &beside) or not self.hold(&state):
+                    return None
+                try:
+                    return self.gradient_into(x, &given, &beside, out, &state, moments, eps)
+                finally:
+                    release(&state)
+            finally:
+                PyBuffer_Release(&beside)
+        finally:
+            PyBuffer_Release(&given)
 
-    cdef double parameter(self, int which, Py_ssize_t c, double absent) noexcept nogil:
-        if not self.held[which]:
-            return absent
-        if self.doubles:
-            return (<const double *>self.state[which].buf)[c]
-        return (<const float *>self.state[which].buf)[c]
+    cdef object gradient_into(
+        self, x, const Py_buffer *given, const Py_buffer *beside, out, State *state,
+        const double[:, ::1] moments, double eps
+    ):
+        cdef Py_buffer taken
+        cdef Training training
+        cdef double *memory
+        cdef int status = NO_MEMORY
+        found = np.empty((2, self.channels))
+        cdef double[:, ::1] gradients = found
+        if out is None:
+            out = empty_like(x)
+        if not self.open(out, &taken, PyBUF_WRITABLE):
+            return None
+        try:
+            if not alike(given, &taken) or not apart(given, &taken) or not apart(beside, &taken):
+                return None
+            with nogil:
+                memory = <double *>malloc(7 * self.channels * sizeof(double))
+                if memory != NULL:
+                    training = self.backward(
+                        state, memory, eps, &moments[0, 0], given.len // given.itemsize)
+                    training.dweight, training.dbias = &gradients[0, 0], &gradients[1, 0]
+                    status = self.run(given, beside, &taken, &training)
+                    free(memory)
+            check(status)
+        finally:
+            PyBuffer_Release(&taken)
+        return out, found
 
-    cdef Training forward(self, double *memory, double eps, double *moments) noexcept nogil:
+    cdef Training forward(
+        self, const State *state, double *memory, double eps, double *moments
+    ) noexcept nogil:
         cdef Training training
         cdef Py_ssize_t n = self.channels, c
         for c in range(n):
-            memory[c] = self.parameter(WEIGHT, c, 1)
-            memory[n + c] = self.parameter(BIAS, c, 0)
+            memory[c] = parameter(state, WEIGHT, c, 1)
+            memory[n + c] = parameter(state, BIAS, c, 0)
         memset(&training, 0, sizeof(training))
         training.weight, training.bias, training.eps = memory, memory + n, eps
         training.m, training.a, training.b = memory + 2 * n, memory + 3 * n, memory + 4 * n
@@ -388,13 +454,14 @@ cdef class TrainingCall(ContiguousCall):
         return training
 
     cdef Training backward(
-        self, double *memory, double eps, const double *moments, Py_ssize_t values
+        self, const State *state, double *memory, double eps, const double *moments,
+        Py_ssize_t values
     ) noexcept nogil:
         cdef Training training
         cdef Py_ssize_t n = self.channels, c
         cdef double count = <double>(values // n)
         for c in range(n):
-            memory[c] = self.parameter(WEIGHT, c, 1)
+            memory[c] = parameter(state, WEIGHT, c, 1)
             memory[n + c] = moments[c]
             memory[2 * n + c] = 1 / sqrt(moments[2 * n + c] / count + eps)
         memset(&training, 0, sizeof(training))
@@ -430,15 +497,15 @@ cdef class TrainingCall(ContiguousCall):
         return pass_first(x, &first, dy, &first, y, &first, training, threads)
 
     cdef void move(
-        self, const Py_buffer *x, const double *moments, double momentum
+        self, State *state, const Py_buffer *x, const double *moments, double momentum
     ) noexcept nogil:
         cdef Py_ssize_t n = self.channels
         cdef double count = <double>(x.len // x.itemsize // n)
-        cdef void *mean = self.state[RUNNING_MEAN].buf
-        cdef void *var = self.state[RUNNING_VAR].buf
-        if not self.held[RUNNING_MEAN]:
+        cdef void *mean = state.buffers[RUNNING_MEAN].buf
+        cdef void *var = state.buffers[RUNNING_VAR].buf
+        if not state.held[RUNNING_MEAN]:
             return
-        if self.doubles:
+        if state.doubles:
             move_by(<double *>mean, n, moments, 1, momentum)
             move_by(<double *>var, n, moments + 2 * n, count - 1, momentum)
         else:

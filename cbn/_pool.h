@@ -2,7 +2,7 @@
 
    Why not OpenMP: its caller waits at a barrier for every thread of the team, also for one that a
    busy processor has not started yet, and so a call of 20 us was seen to take 8 ms beside another
-   process. Here the caller works too and waits only for tasks that a thread has begun.
+   process. Here the caller works too and waits only for threads that have come to work.
 
    Tasks are cut into one contiguous share for each thread; who is done with its own takes from the
    shares of the others. So each core works on the same part of an array in every pass and in every
@@ -55,29 +55,29 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
 typedef struct {
     _Alignas(128) atomic_ptrdiff_t next; /* the next task of this share */
     ptrdiff_t end;
+    int asleep;          /* under the pool's lock, as `wake` */
+    pthread_cond_t wake;
 #ifdef __linux__ /* of the thread that sleeps, under the pool's lock */
     int thread;
     int moved;     /* whether it may not run on the caller's core until it has woken up */
-    cpu_set_t all; /* where it may run then */
+    cpu_set_t all, others; /* where it may run then, and until then */
 #endif
 } cbn_part;
 
 static struct {
     pthread_mutex_t taken; /* held by the call that uses the pool */
-    pthread_mutex_t lock;  /* with `wake`, for threads that sleep */
-    pthread_cond_t wake;
+    pthread_mutex_t lock;  /* for threads that sleep */
     int workers;           /* threads made so far, beside the caller */
     cbn_task run;
     const void *work;
-    int threads;           /* that work on this call, the caller included */
+    atomic_int threads;    /* that work on this call, the caller included */
     atomic_int core;       /* where the caller runs, or -1 */
     _Alignas(128) atomic_uint call;  /* counts the calls */
     _Alignas(128) atomic_int gate;   /* 1 while a call is open, + 2 for each thread inside */
     _Alignas(128) atomic_int asleep;
     cbn_part parts[CBN_MOST_WORKERS + 1];
 } cbn_pool = {.taken = PTHREAD_MUTEX_INITIALIZER,
-              .lock = PTHREAD_MUTEX_INITIALIZER,
-              .wake = PTHREAD_COND_INITIALIZER};
+              .lock = PTHREAD_MUTEX_INITIALIZER};
 
 static inline void cbn_relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
@@ -108,23 +108,35 @@ static int cbn_others(int thread, int core, cpu_set_t *all, cpu_set_t *others) {
     return CPU_COUNT(others) > 0;
 }
 
+/* Back to all cores, unless somebody else has said meanwhile where this thread is to run. */
+static void cbn_widen_again(const cpu_set_t *others, const cpu_set_t *all) {
+    cpu_set_t now;
+    if (!sched_getaffinity(0, sizeof now, &now) && CPU_EQUAL(&now, others))
+        sched_setaffinity(0, sizeof *all, all);
+}
+
 static void cbn_leave_core(int core) {
     cpu_set_t all, others;
     if (core == cbn_core() && cbn_others(0, core, &all, &others) &&
         !sched_setaffinity(0, sizeof others, &others))
-        sched_setaffinity(0, sizeof all, &all);
+        cbn_widen_again(&others, &all);
+}
+
+/* A new thread may run where the process may, and not only where the thread that made it may. */
+static void cbn_begin(void) {
+    cpu_set_t all;
+    if (!sched_getaffinity(getpid(), sizeof all, &all)) sched_setaffinity(0, sizeof all, &all);
 }
 
 static void cbn_fall_asleep(cbn_part *own) { own->thread = (int)syscall(SYS_gettid); }
 
 static void cbn_wake_elsewhere(cbn_part *part, int core) {
-    cpu_set_t others;
-    if (part->thread && !part->moved && cbn_others(part->thread, core, &part->all, &others))
-        part->moved = !sched_setaffinity(part->thread, sizeof others, &others);
+    if (part->thread && !part->moved && cbn_others(part->thread, core, &part->all, &part->others))
+        part->moved = !sched_setaffinity(part->thread, sizeof part->others, &part->others);
 }
 
 static void cbn_wake_up(cbn_part *own) {
-    if (own->moved) sched_setaffinity(0, sizeof own->all, &own->all);
+    if (own->moved) cbn_widen_again(&own->others, &own->all);
     own->thread = own->moved = 0;
 }
 
@@ -132,6 +144,7 @@ static void cbn_wake_up(cbn_part *own) {
 
 static inline int cbn_core(void) { return -1; }
 static void cbn_leave_core(int core) { (void)core; }
+static void cbn_begin(void) {}
 static void cbn_fall_asleep(cbn_part *own) { (void)own; }
 static void cbn_wake_elsewhere(cbn_part *part, int core) { (void)part, (void)core; }
 static void cbn_wake_up(cbn_part *own) { (void)own; }
@@ -149,7 +162,7 @@ static int cbn_processors(void) {
 
 /* Take tasks until there are none left: the own share first, then those of the others. */
 static void cbn_work(int self) {
-    int k, threads = cbn_pool.threads;
+    int k, threads = atomic_load_explicit(&cbn_pool.threads, memory_order_relaxed);
     for (k = 0; k < threads; k++) {
         cbn_part *part = &cbn_pool.parts[(self + k) % threads];
         ptrdiff_t task;
@@ -159,12 +172,21 @@ static void cbn_work(int self) {
     }
 }
 
+/* Whether there is a call that a thread has not seen and that wants it. */
+static inline int cbn_called(int self, unsigned *seen) {
+    unsigned call = atomic_load(&cbn_pool.call);
+    if (call == *seen) return 0;
+    *seen = call;
+    return self < atomic_load(&cbn_pool.threads);
+}
+
 static void *cbn_serve(void *argument) {
-    int self = (int)(intptr_t)argument, count;
-    unsigned seen = 0, call;
+    int self = (int)(intptr_t)argument, count, call;
+    unsigned seen = 0;
+    cbn_begin();
     for (;;) {
         int64_t until = 0;
-        for (count = 0; (call = atomic_load(&cbn_pool.call)) == seen; count++) {
+        for (count = 0; !(call = cbn_called(self, &seen)); count++) {
             cbn_relax();
             if (count % 64) continue;
             cbn_leave_core(atomic_load_explicit(&cbn_pool.core, memory_order_relaxed));
@@ -173,13 +195,15 @@ static void *cbn_serve(void *argument) {
             pthread_mutex_lock(&cbn_pool.lock);
             cbn_fall_asleep(&cbn_pool.parts[self]);
             atomic_fetch_add(&cbn_pool.asleep, 1);
-            while (atomic_load(&cbn_pool.call) == seen)
-                pthread_cond_wait(&cbn_pool.wake, &cbn_pool.lock);
+            cbn_pool.parts[self].asleep = 1;
+            while (!(call = cbn_called(self, &seen)))
+                pthread_cond_wait(&cbn_pool.parts[self].wake, &cbn_pool.lock);
+            cbn_pool.parts[self].asleep = 0;
             atomic_fetch_sub(&cbn_pool.asleep, 1);
             cbn_wake_up(&cbn_pool.parts[self]);
             pthread_mutex_unlock(&cbn_pool.lock);
+            break;
         }
-        seen = call;
         cbn_leave_core(atomic_load_explicit(&cbn_pool.core, memory_order_relaxed));
         /* Inside, the call cannot end; what it asks for is read only there. */
         int gate = atomic_load(&cbn_pool.gate);
@@ -196,13 +220,13 @@ static void *cbn_serve(void *argument) {
 static void cbn_pool_forget(void) {
     pthread_mutex_init(&cbn_pool.taken, NULL);
     pthread_mutex_init(&cbn_pool.lock, NULL);
-    pthread_cond_init(&cbn_pool.wake, NULL);
     cbn_pool.workers = 0;
     atomic_store(&cbn_pool.gate, 0);
     atomic_store(&cbn_pool.asleep, 0);
     atomic_store(&cbn_pool.call, 0);
 #ifdef __linux__
-    for (int k = 0; k <= CBN_MOST_WORKERS; k++) cbn_pool.parts[k].thread = 0;
+    for (int k = 0; k <= CBN_MOST_WORKERS; k++)
+        cbn_pool.parts[k].thread = cbn_pool.parts[k].moved = 0;
 #endif
 }
 
@@ -216,6 +240,8 @@ static void cbn_pool_grow(int workers) {
         watched = 1;
     }
     sigfillset(&all);
+    sigdelset(&all, SIGSEGV), sigdelset(&all, SIGBUS); /* faults are of the thread: let handlers */
+    sigdelset(&all, SIGFPE), sigdelset(&all, SIGILL);  /* such as faulthandler's report them */
     if (pthread_attr_init(&attributes)) return;
     pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
     pthread_attr_setstacksize(&attributes, CBN_STACK);
@@ -223,6 +249,8 @@ static void cbn_pool_grow(int workers) {
     while (cbn_pool.workers < workers) {
         pthread_t thread;
         void *self = (void *)(intptr_t)(cbn_pool.workers + 1);
+        pthread_cond_init(&cbn_pool.parts[cbn_pool.workers + 1].wake, NULL);
+        cbn_pool.parts[cbn_pool.workers + 1].asleep = 0;
         if (pthread_create(&thread, &attributes, cbn_serve, self)) break;
         cbn_pool.workers++;
     }
@@ -245,7 +273,7 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
     core = cbn_core();
     cbn_pool.run = run;
     cbn_pool.work = work;
-    cbn_pool.threads = threads;
+    atomic_store(&cbn_pool.threads, threads);
     for (k = 0; k < threads; k++) {
         atomic_store_explicit(&cbn_pool.parts[k].next, tasks * k / threads, memory_order_relaxed);
         cbn_pool.parts[k].end = tasks * (k + 1) / threads;
@@ -255,9 +283,11 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
     atomic_fetch_add(&cbn_pool.call, 1);
     if (atomic_load(&cbn_pool.asleep)) {
         pthread_mutex_lock(&cbn_pool.lock);
-        for (k = 1; k < threads && k <= CBN_MOST_MOVED; k++)
-            cbn_wake_elsewhere(&cbn_pool.parts[k], core);
-        pthread_cond_broadcast(&cbn_pool.wake);
+        for (k = 1; k < threads; k++) {
+            if (!cbn_pool.parts[k].asleep) continue;
+            if (k <= CBN_MOST_MOVED) cbn_wake_elsewhere(&cbn_pool.parts[k], core);
+            pthread_cond_signal(&cbn_pool.parts[k].wake);
+        }
         pthread_mutex_unlock(&cbn_pool.lock);
     }
     cbn_work(0);

@@ -69,8 +69,8 @@ def _omp_num_threads() -> int | None:
 
 @functools.cache
 def _most() -> int:
-    """What the control group's quota and ``OMP_NUM_THREADS`` allow."""
-    return min(_quota() or _UNLIMITED, _omp_num_threads() or _UNLIMITED)
+    """What the machine, the control group's quota and ``OMP_NUM_THREADS`` allow."""
+    return min(os.cpu_count() or 1, _quota() or _UNLIMITED, _omp_num_threads() or _UNLIMITED)
 
 
 def available_threads() -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, check_dtype, overlap
+from ._arrays import as_array, as_channel_array, check_dtype, overlap
 from ._dispatch import element_of, kernels
 from ._layer_state import LayerState
 from ._threads import thread_rule
@@ -126,6 +126,10 @@ class BatchNorm(LayerState):
             self._fast = self._fast_map(mab, array.dtype)
             return scale_shift(array, mab, axis, out, self.num_threads)
         parameters = Parameters.of(self.weight, self.bias, self._num_features)
+        if self.training:
+            for name in ("running_mean", "running_var"):
+                if (running := self._arrays[name]) is not None:  # before anything is written
+                    as_channel_array(running, self._num_features, name, writable=True)
         result, moments = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
         if self.training:
             self._track(moments, array.size // self._num_features)
@@ -248,7 +252,7 @@ class BatchNorm(LayerState):
                     thread_rule(self.num_threads),
                     (self.weight, self.bias, self.running_mean, self.running_var),
                 )
-            self._training_calls[dtype] = call
+                self._training_calls[dtype] = call
         return call
 
     def _attempt_training(self, x: Any, out: Any) -> np.ndarray | None:

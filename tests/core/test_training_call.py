@@ -1,4 +1,4 @@
-"""A training forward of contiguous arrays of the layer's own dtype is compiled: TrainingCall."""
+"""A training forward of a contiguous array, and its gradient, are compiled: TrainingCall."""
 
 from __future__ import annotations
 
@@ -211,8 +211,25 @@ def test_a_copy_makes_a_call_of_its_own(remake):
     assert (other.running_mean > 8).all()
 
 
-def test_read_only_statistics_are_refused():
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("before", [0, 1], ids=["first call", "later call"])
+def test_read_only_statistics_are_refused_and_nothing_is_written(name, before):
+    x = oracles.array((6, 5, 7))
     bn = cbn.BatchNorm1d(5)
-    bn.running_mean.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
-        bn(oracles.array((6, 5, 7)))
+    for _ in range(before):
+        bn(x)
+    getattr(bn, name).flags.writeable = False
+    state, out = bn.state_dict(), np.zeros_like(x)
+    with pytest.raises(ValueError, match=f"{name}: expected a writable array, got a read-only one"):
+        bn(x, out=out)
+    assert not out.any()
+    for key, array in bn.state_dict().items():
+        np.testing.assert_array_equal(array, state[key])
+
+
+def test_calls_on_foreign_dtypes_leave_nothing_behind():
+    bn = cbn.BatchNorm1d(5)
+    for size in range(1, 20):
+        with pytest.raises(TypeError, match="x: expected float16"):
+            bn(np.zeros((2, 5), f"S{size}"))
+    assert not bn._training_calls

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -269,7 +270,7 @@ def test_importing_it_needs_no_optional_package():
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={"PYTHONPATH": str(Path(cbn.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(cbn.__file__).parents[1])},
         capture_output=True,
         text=True,
         check=True,
