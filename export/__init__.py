@@ -14,6 +14,7 @@ except ModuleNotFoundError as error:
         'or "cbn[gpu]" for CUDA'
     ) from error
 
+from .bound import BoundSession
 from .build import to_onnx
 from .check import CrosscheckReport, CrosscheckRow, crosscheck
 from .data import DataError
@@ -44,6 +45,7 @@ from .sessions import ProviderError, make_session
 __all__ = [
     "REMARKS",
     "BatchNormNode",
+    "BoundSession",
     "CheckpointError",
     "CrosscheckReport",
     "CrosscheckRow",

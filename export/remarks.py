@@ -20,7 +20,7 @@ Severity = Literal["error", "warning", "note"]
 
 _LARGEST_FLOAT16 = 65504.0
 _DEAD_SCALE = 1e-6
-_CUDNN_EPSILON = 1e-5  # CUDNN_BN_MIN_EPSILON, until cuDNN 8 made it 0
+_CUDNN_EPSILON = 1e-5  # CUDNN_BN_MIN_EPSILON, until cuDNN 7.5 made it 0
 _ROUNDED = 1 - 1e-6  # 1e-5 as float32 is a little less than 1e-5
 
 
@@ -107,7 +107,7 @@ REMARKS: dict[str, Kind] = {
     ),
     "small-epsilon": Kind(
         "note",
-        "epsilon below 1e-5, the least that cuDNN before version 8 takes: onnxruntime raises it",
+        "epsilon below 1e-5, the least that cuDNN before version 7.5 takes: onnxruntime raises it",
         "compare outputs on CUDA with those on the CPU: cbn check --provider cuda",
     ),
     "dead-channels": Kind(

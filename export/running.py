@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-__all__ = ["run"]
+__all__ = ["as_taken", "run", "run_bound"]
 
 
 def run(
@@ -32,12 +32,32 @@ def run(
     Exception
         What onnxruntime raises; its classes share no base. It gives no output of bfloat16.
     """
+    given = {name: as_taken(array) for name, array in feeds.items()}
+    return list(_interruptible(session.run, list(names), given))
+
+
+def run_bound(
+    session: onnxruntime.InferenceSession, binding: onnxruntime.IOBinding, *, wait: bool = True
+) -> None:
+    """Run a session on what is bound to it; raises what ``run`` does.
+
+    Without `wait`, a device is not waited for and Ctrl-C ends nothing that was begun.
+    """
+    if wait:
+        _interruptible(session.run_with_iobinding, binding)
+        return
     options = onnxruntime.RunOptions()
-    given = {name: _as_taken(array) for name, array in feeds.items()}
+    options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+    session.run_with_iobinding(binding, options)
+
+
+def _interruptible(call: Callable[..., Any], *arguments: Any) -> Any:
+    """Call onnxruntime, with run options as the last argument by which Ctrl-C ends the run."""
+    options = onnxruntime.RunOptions()
     if threading.current_thread() is not threading.main_thread():  # which alone hears of Ctrl-C
-        return list(session.run(list(names), given, options))
+        return call(*arguments, options)
     # It hears of it between two steps of Python, so another thread makes the call.
-    result = _caller().submit(session.run, list(names), given, options)
+    result = _caller().submit(call, *arguments, options)
     try:
         while not result.done():
             futures.wait([result], timeout=0.5)  # Windows interrupts no wait without an end
@@ -45,7 +65,7 @@ def run(
         options.terminate = True
         futures.wait([result])
         raise
-    return list(result.result())
+    return result.result()
 
 
 @functools.cache
@@ -58,7 +78,7 @@ if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
     os.register_at_fork(after_in_child=_caller.cache_clear)
 
 
-def _as_taken(array: Any) -> Any:
+def as_taken(array: Any) -> Any:
     """Return an array as onnxruntime takes it, which knows bfloat16 but not NumPy's type for it."""
     if getattr(array, "dtype", None) != ml_dtypes.bfloat16:
         return array

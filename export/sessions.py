@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from .files import LARGEST_INLINE, ModelError, ModelLike, load
+from .placement import CPU, Placed, fallen_back, refused_by_cuda
+from .providers import ProviderError, Providers, advice, asked, resolve, uses_cuda
 
 try:
     import onnxruntime
@@ -31,21 +33,14 @@ __all__ = [
     "RunError",
     "make_session",
     "provider_in_use",
+    "run_error",
     "run_session",
+    "why_no_cuda",
 ]
-
-Providers = str | Sequence[str | tuple[str, Mapping[str, Any]]]
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 
 _FATAL = 4  # onnxruntime's log levels; its errors reach the caller as exceptions all the same
 _PREFIX = re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ")
 _SOURCE = re.compile(r"\S*onnxruntime_src/\S+:\d+ (?:\S+::)?\w+\(.*?\)(?: \[.*?\])? ?")
-
-
-class ProviderError(ValueError):
-    """The execution provider that was asked for is not the one in use."""
 
 
 class RunError(ModelError):
@@ -66,8 +61,10 @@ def make_session(
     model : str, os.PathLike, bytes, onnx.ModelProto or onnx_ir.Model
         The model; it is not changed. External data stays on the disk and is read by onnxruntime.
     providers : {"cpu", "cuda", "auto"} or list, default: "cpu"
-        Where to run. ``"auto"`` is CUDA where it works and the CPU elsewhere. A list is
-        onnxruntime's own: names, or pairs of a name and its options, in order of preference.
+        Where to run. ``"cuda"`` is CUDA without TF32, so that float32 is float32. ``"auto"`` is
+        the same where it works and the CPU elsewhere. A list is onnxruntime's own: names, or pairs
+        of a name and its options, in order of preference; the options are passed on as they are,
+        and CUDA's default is to use TF32.
     optimize : bool, default: True
         All of onnxruntime's graph optimizations, or none of them: then each node runs as written.
     num_threads : int, optional
@@ -81,14 +78,17 @@ def make_session(
     Raises
     ------
     ProviderError
-        When a provider that was asked for is not available or is not in use. onnxruntime itself
-        falls back to the CPU in silence.
+        When a provider that was asked for is not available or is not in use, or when a node runs
+        on the CPU and the CPU was not asked for. onnxruntime itself falls back to it in silence;
+        what only computes shapes may stay there. An onnxruntime before 1.24 does not tell where a
+        single node runs.
     ModelError
-        When the model cannot be read, or onnxruntime refuses it.
+        When the model cannot be read, or onnxruntime refuses it; also for nodes in training mode
+        that CUDA refuses, before onnxruntime is asked.
     ValueError, TypeError
         When an argument is none of the accepted ones.
     """
-    wanted, required = _resolve(providers)
+    wanted, required = resolve(providers)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _FATAL
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
@@ -98,6 +98,14 @@ def make_session(
         options.intra_op_num_threads = _thread_count(num_threads)
     loaded = load(model)
     _refuse_what_crashes(loaded)
+    if uses_cuda(providers) and (refused := refused_by_cuda(loaded)):
+        if providers != "auto":
+            raise ModelError(
+                "CUDA refuses BatchNormalization in training mode from opset 14 on "
+                f"(onnxruntime#16867), and the model has it: {_some(refused)}. cbn lower spells it "
+                "out in operators that CUDA has; cbn freeze takes stored statistics in its place"
+            )
+        wanted = [CPU]
     with _source(loaded) as (content, folder):
         if folder is not None:
             options.add_session_config_entry(
@@ -111,10 +119,26 @@ def make_session(
             raise
         except Exception as error:  # onnxruntime's classes share no base but Exception
             if required and "ExecutionProvider" in str(error):
-                raise ProviderError(f"{_asked(required)}: {_one_line(error)}") from error
+                raise ProviderError(f"{asked(required)}: {_one_line(error)}") from error
             raise ModelError(f"onnxruntime cannot load the model: {_one_line(error)}") from error
-    _check_in_use(required, session)
+    _check_in_use(required, session, loaded)
     return session
+
+
+def why_no_cuda() -> str:
+    """Say why nothing can be run on CUDA here, in a line; empty where it can."""
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([1]))
+    node = ir.node("Relu", [x])
+    y = node.outputs[0]
+    y.name, y.type, y.shape = "y", x.type, x.shape
+    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 15}, name="relu")
+    try:
+        run_session(
+            make_session(ir.Model(graph, ir_version=8), "cuda"), {"x": np.ones(1, np.float32)}
+        )
+    except (ProviderError, ModelError) as error:
+        return str(error)
+    return ""
 
 
 def provider_in_use(session: onnxruntime.InferenceSession, op_type: str | None = None) -> str:
@@ -123,17 +147,22 @@ def provider_in_use(session: onnxruntime.InferenceSession, op_type: str | None =
     Several are joined by "+". An onnxruntime that does not tell (before 1.24) is taken at the
     first provider that it lists.
     """
-    assigned = _assignment(session)
-    chosen = [name for name, op in assigned if op == op_type] or [name for name, _ in assigned]
+    placed = _assignment(session)
+    chosen = [node.provider for node in placed if node.op_type == op_type]
+    chosen = chosen or [node.provider for node in placed]
     return "+".join(sorted(set(chosen))) or str(session.get_providers()[0])
 
 
-def _assignment(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
-    """Provider and operator of each node, or nothing where onnxruntime does not tell."""
+def _assignment(session: onnxruntime.InferenceSession) -> list[Placed]:
+    """Where each node runs, or nothing where onnxruntime does not tell."""
     tell = getattr(session, "get_provider_graph_assignment_info", None)
     if tell is None:
         return []
-    return [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
+    return [
+        Placed(part.ep_name, node.name, node.op_type)
+        for part in tell()
+        for node in part.get_nodes()
+    ]
 
 
 def _refuse_what_crashes(model: ir.Model) -> None:
@@ -170,79 +199,49 @@ def run_session(
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # onnxruntime's classes share no base but Exception
-        shapes = ", ".join(f"{name!r} {tuple(array.shape)}" for name, array in feeds.items())
-        raise RunError(
-            f"onnxruntime cannot run the model on inputs {shapes}: {_one_line(error)}"
-        ) from error
+        shapes = {name: array.shape for name, array in feeds.items()}
+        raise run_error(error, shapes) from error
 
 
-def _resolve(
-    providers: Providers,
-) -> tuple[list[str | tuple[str, dict[str, Any]]], list[str]]:
-    """Split into what onnxruntime is given and the names that must be in use afterwards."""
-    available = onnxruntime.get_available_providers()
-    if isinstance(providers, str):
-        short: dict[str, list[str | tuple[str, dict[str, Any]]]] = {
-            "cpu": [CPU],
-            "cuda": [CUDA],
-            "auto": [CUDA, CPU] if CUDA in available else [CPU],
-        }
-        if providers not in short:
-            raise ValueError(
-                'expected providers "cpu", "cuda", "auto" or a list of onnxruntime\'s own names, '
-                f"got {providers!r}"
-            )
-        wanted = short[providers]
-    else:
-        wanted = [_entry(item) for item in providers]
-        if not wanted:
-            raise ValueError("expected at least one provider, got an empty list")
-    names = [item if isinstance(item, str) else item[0] for item in wanted]
-    missing = [name for name in names if name not in available]
-    if missing:
-        raise ProviderError(
-            f"{_asked(names)}: {', '.join(missing)} is not in this onnxruntime "
-            f"{onnxruntime.__version__}, which has {', '.join(available)}{_advice(missing)}"
-        )
-    return wanted, [] if providers == "auto" else names
+def run_error(error: Exception, shapes: Mapping[str, Sequence[int]]) -> RunError:
+    """Make the error for a run that onnxruntime failed on, with its inputs of these shapes."""
+    given = ", ".join(f"{name!r} {tuple(shape)}" for name, shape in shapes.items())
+    return RunError(f"onnxruntime cannot run the model on inputs {given}: {_one_line(error)}")
 
 
-def _entry(item: Any) -> str | tuple[str, dict[str, Any]]:
-    if isinstance(item, str):
-        return item
-    if isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str):
-        return item[0], dict(item[1])
-    raise TypeError(f"expected a provider as a name or a pair (name, options), got {item!r}")
-
-
-def _check_in_use(required: Sequence[str], session: onnxruntime.InferenceSession) -> None:
+def _check_in_use(
+    required: Sequence[str], session: onnxruntime.InferenceSession, model: ir.Model
+) -> None:
+    if required in ([], [CPU]):
+        return
     active = session.get_providers()
     unused = [name for name in required if name not in active]
-    used = {name for name, _ in _assignment(session)}
+    placed = _assignment(session)
+    used = {node.provider for node in placed}
     idle = [name for name in required if name != CPU and used and name not in used]
-    if idle and not unused:
-        raise ProviderError(
-            f"{_asked(required)}: onnxruntime gave no node to {', '.join(idle)}, and all of them "
-            f"to {', '.join(sorted(used))}{_advice(idle)}"
-        )
     if unused:
         raise ProviderError(
-            f"{_asked(required)}: onnxruntime could not start {', '.join(unused)} and would use "
-            f"{', '.join(active)} instead{_advice(unused)}"
+            f"{asked(required)}: onnxruntime could not start {', '.join(unused)} and would use "
+            f"{', '.join(active)} instead{advice(unused)}"
+        )
+    fallen = fallen_back(model, placed)
+    if idle and fallen:
+        raise ProviderError(
+            f"{asked(required)}: onnxruntime gave no node to {', '.join(idle)}, and all of them "
+            f"to {', '.join(sorted(used))}{advice(idle)}"
+        )
+    if CPU not in required and fallen:
+        raise ProviderError(
+            f"{asked(required)}: onnxruntime runs {len(fallen)} of {len(placed)} nodes on the CPU "
+            f"instead: {_some(fallen)}. Name {CPU} after {', '.join(required)} to allow it, or "
+            'choose "auto"'
         )
 
 
-def _asked(names: Sequence[str]) -> str:
-    return f"asked for {', '.join(names)}"
-
-
-def _advice(names: Sequence[str]) -> str:
-    if CUDA not in names:
-        return ""
-    return (
-        '; for CUDA: pip uninstall onnxruntime, then pip install "cbn[gpu]", '
-        "with an NVIDIA driver, CUDA and cuDNN that it can load"
-    )
+def _some(things: Sequence[object]) -> str:
+    """Name the first few of some things."""
+    rest = len(things) - 5
+    return ", ".join(map(str, things[:5])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _thread_count(num_threads: int) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "CBN_ULP",
+    "EVAL_CUDA_ULP",
     "EVAL_ULP",
     "Agreement",
     "compare",
@@ -27,6 +28,7 @@ __all__ = [
     "output_ulp",
     "running_ulp",
     "summation_depth",
+    "tf32_output_ulp",
     "training_ulp",
     "ulp",
 ]
@@ -41,6 +43,18 @@ onnxruntime computes a = scale / sqrt(var + eps), then x * a + (B - mean * a), a
 a: one rounding each for the sum (halved by the root), the root, the inverse and the product,
 3.5 u in all, which acts on (x - mean) * a, at most 2 T: 7 u T. Then mean * a: u T; B minus it, at
 most 2 T: 2 u T; x * a: u T; the last sum: u T. Together 12 u T.
+"""
+
+EVAL_CUDA_ULP = 16 + CBN_ULP
+"""The same on the CUDA provider, which has cuDNN do it: in float32 also for 16-bit types.
+
+cuDNN does not say in which order. CUDA's inverse root is within 2 ULP, 4 u (CUDA C++ Programming
+Guide, mathematical functions). As (x - mean) * (scale / sqrt(var + eps)) + B: var + eps (halved by
+the root) 0.5 u, the inverse root 4 u, its product with scale u, the subtraction u, the product u:
+7.5 u of (x - mean) * a, at most 2 T: 15 u T; the last sum: u T. As x * a + (B - mean * a): 5.5 u of
+at most 2 T: 11 u T; the others, as on the CPU: 5 u T. Together 16 u T either way. TF32 has no part
+in it: it is for convolutions and matrix products. Nor is epsilon raised: cuDNN's least
+(CUDNN_BN_MIN_EPSILON) is 0 since 7.5, and the onnxruntime that cbn works with is built with 9.
 """
 
 _SECOND_ORDER_ULP = 8
@@ -191,3 +205,13 @@ def output_ulp(nodes: int, dtype: np.dtype[Any]) -> float:
     sqrt(n) of it. Never more than 1/64 of the largest value, so that the check can fail in float16.
     """
     return min(32 * math.sqrt(max(nodes, 1)), 1 / (64 * float(np.finfo(dtype).eps)))
+
+
+def tf32_output_ulp() -> float:
+    """Tolerance of a float32 output, as ``output_ulp``, where CUDA rounds to TF32.
+
+    TF32 has float16's 10 bits, so `output_ulp` of float16: already one operator may take up all of
+    it, 1/64 of the largest value. It is stated in ULP of float32.
+    """
+    ratio = float(np.finfo(np.float16).eps) / float(np.finfo(np.float32).eps)
+    return output_ulp(1, np.dtype(np.float16)) * ratio

@@ -31,6 +31,9 @@ def check(
     same input and compared, and each output of the model is compared between onnxruntime with
     its graph optimisation off and on. Exit code 0 only if all agree within their tolerance.
 
+    With --provider cuda every node must run there, those that compute shapes aside, and float32
+    is not rounded to TF32. CUDA has no training mode from opset 14 on: cbn lower first.
+
     Example: cbn check model.onnx --data inputs.npz
     """
     from cbn import export

@@ -53,7 +53,7 @@ def test_auto_is_the_cpu_where_cuda_is_not_available(monkeypatch):
 
 def test_auto_prefers_cuda_and_accepts_the_cpu(claims_cuda):
     session = make_session(onnx_models.single(), "auto")
-    assert FakeSession.given == [CUDA, CPU]
+    assert FakeSession.given == [(CUDA, {"use_tf32": "0"}), CPU]
     assert session.get_providers() == [CPU]
 
 
