@@ -9,10 +9,11 @@ import typer
 
 from cbn.cli.data_options import BatchSize, Images, Limit, Patterns, Report, Samples
 from cbn.cli.errors import about
+from cbn.cli.extras import extras
 from cbn.cli.options import AsJson, Model, Provider, ProviderChoice, Threads
 from cbn.cli.output import print_json, printable
 from cbn.cli.progress import progress_bar
-from cbn.cli.rewriting import require_elsewhere
+from cbn.cli.rewriting import named_files, require_elsewhere, require_outside
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -46,10 +47,14 @@ def drift(
     Example: cbn drift model.onnx --data images.npz --report drift.html
     """
     from cbn.export import recalibration
+    from cbn.export.files import weight_files
 
     if report is not None:
-        require_elsewhere(report, model, Path(data))
-    with progress_bar(f"reading {data}") as show, about(model, Path(data)):
+        with about(model):
+            held = weight_files(model)
+        require_elsewhere(report, model, images, *named_files(data), *held)
+        require_outside(report, Path(data))
+    with progress_bar(f"reading {data}") as show, about(model, Path(data)), extras():
         found = recalibration.drift(
             model,
             data,

@@ -15,7 +15,7 @@ from cbn.cli.extras import extras
 from cbn.cli.options import AsJson, Model, Output, Provider, ProviderChoice, Threads
 from cbn.cli.output import print_json, print_verdict, printable, working
 from cbn.cli.progress import progress_bar
-from cbn.cli.rewriting import require_elsewhere
+from cbn.cli.rewriting import named_files, require_apart, require_elsewhere, require_outside
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -76,13 +76,23 @@ def recalibrate(
             show_default=False,
         ),
     ] = None,
+    scores: Annotated[
+        str | None,
+        typer.Option(
+            "--scores",
+            metavar="NAME",
+            help="The output that holds the scores of classes, for --prior auto and --labels.",
+            show_default="probabilities, or the only output of shape (N, K) or (N, T, K)",
+        ),
+    ] = None,
     report: Report = None,
     stats: Annotated[
         Path | None,
         typer.Option(
             "--stats",
             metavar="FILE",
-            help="Write the statistics apart too, as cbn stats export does, with their counts.",
+            help="Write the statistics apart too, as cbn stats export does, with their counts "
+            "where nothing stored is left.",
             show_default=False,
         ),
     ] = None,
@@ -92,7 +102,8 @@ def recalibrate(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="Keep what was measured in this file; the same command goes on from there.",
+            help="Keep what was measured in this file; the same command goes on from there. "
+            "Deleted once the model is written.",
             show_default=False,
         ),
     ] = None,
@@ -151,10 +162,14 @@ def recalibrate(
 
     with about(model):
         held = weight_files(model)
-    given = [Path(item) for item in (data, labels) if item is not None]
+    given = [file for item in (data, labels) if item is not None for file in named_files(item)]
     beside = [item for item in (report, stats) if item is not None]
-    for target in (output, output.with_name(f"{output.name}.data"), *beside):
-        require_elsewhere(target, model, checkpoint, *given, *held)
+    targets = (output, output.with_name(f"{output.name}.data"), *beside)
+    require_apart(*targets, checkpoint)
+    for target in targets:
+        require_elsewhere(target, model, checkpoint, images, *given, *held)
+    for target in (*targets, *([checkpoint] if checkpoint is not None else [])):
+        require_outside(target, Path(data))
     with progress_bar(f"reading {data}") as show, about(model, *given, checkpoint), extras():
         result = export.recalibrate(
             model,
@@ -164,10 +179,12 @@ def recalibrate(
             nodes=nodes or None,
             held_out=held_out,
             labels=labels,
+            scores=scores,
             batch_size=batch_size,
             images=images,
             limit=limit,
             checkpoint=checkpoint,
+            keep_checkpoint=True,
             executor=dask,
             providers=provider.value,
             num_threads=threads,
@@ -189,12 +206,18 @@ def recalibrate(
             held_out=result.held_out,
             title=f"{model.name}: re-estimated statistics",
         )
+    if written and checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
     if as_json:
         print_json({**result.to_dict(), "output": str(output) if written else None})
     else:
         _print(result)
         if report is not None:
             typer.echo(f"{report}: written")
+        if stats is not None and written:
+            typer.echo(f"{stats}: written")
+        if checkpoint is not None and not written:
+            typer.echo(f"{checkpoint}: kept, the same command goes on from there")
         if written:
             typer.echo(f"{output}: written{'' if result else ' all the same (--force)'}")
         else:

@@ -15,7 +15,7 @@ from cbn.cli.tables import print_report, print_table
 if TYPE_CHECKING:
     from cbn.export import RewriteResult
 
-__all__ = ["require_elsewhere", "rewrite"]
+__all__ = ["named_files", "require_apart", "require_elsewhere", "require_outside", "rewrite"]
 
 
 def rewrite(
@@ -66,6 +66,30 @@ def require_elsewhere(output: Path, *inputs: Path | None) -> None:
         raise ValueError(f"{output}: the output is a folder, expected a file name")
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}")
+
+
+def named_files(text: str) -> tuple[Path, ...]:
+    """The files that an option may name: itself, or what stands before ``:function``, ``:name``."""
+    return Path(text), Path(text.rpartition(":")[0] or text)
+
+
+def require_outside(output: Path, data: Path) -> None:
+    """Refuse, before any work, an output inside a folder of data, where it would be data too."""
+    if data.is_dir() and output.resolve().is_relative_to(data.resolve()):
+        raise ValueError(
+            f"{output}: the output would lie in the folder of the data, {data}, which is never "
+            "touched; choose another folder"
+        )
+
+
+def require_apart(*outputs: Path | None) -> None:
+    """Refuse, before any work, two outputs of one name: the last would replace the others."""
+    taken: set[Path] = set()
+    for output in outputs:
+        if output is not None and output.resolve() in taken:
+            raise ValueError(f"{output}: named for two outputs; choose another name for one")
+        if output is not None:
+            taken.add(output.resolve())
 
 
 def _print(result: RewriteResult, output: Path, written: bool, proved: bool) -> None:

@@ -66,8 +66,11 @@ def export(
     Example: cbn stats export night.onnx -o night.safetensors
     """
     from cbn.export import StatisticsBank
+    from cbn.export.files import weight_files
 
-    require_elsewhere(output, model)
+    with about(model):
+        held = weight_files(model)
+    require_elsewhere(output, model, *held)
     with working(f"reading {model}"), about(model):
         bank = StatisticsBank.of_model(model, output.stem if domain is None else domain)
     bank.save(output)
@@ -97,8 +100,12 @@ def apply(
     Example: cbn stats apply model.onnx night.safetensors -o night.onnx
     """
     from cbn import export as onnx_export
+    from cbn.export.files import weight_files
 
-    require_elsewhere(output, model, bank)
+    with about(model):
+        weights = weight_files(model)
+    for target in (output, output.with_name(f"{output.name}.data")):
+        require_elsewhere(target, model, bank, *weights)
     held = onnx_export.StatisticsBank.load(bank)
     with working(f"reading {model}"), about(model):
         result = held.apply(model, force=force)

@@ -22,7 +22,7 @@ from .judge.evidence import evidence
 from .judge.heldout import Metric, compare, top1
 from .measure.checkpoint import Checkpoint, checkpoint_key
 from .measure.executors import ExecutorLike, Progress
-from .measure.measuring import Measuring, Method, is_void, mix
+from .measure.measuring import Measuring, Method, is_untouched, is_void, mix
 from .measure.observed import Observed
 from .measure.sequential import MEMORY
 from .measure.targets import Targets, choose_targets
@@ -33,6 +33,8 @@ from .report.input_probe import InputProbe
 from .rows import rows_of
 
 __all__ = ["recalibrate"]
+
+_VOID = "they are no numbers to normalize with"
 
 
 def recalibrate(
@@ -45,10 +47,12 @@ def recalibrate(
     held_out: float = 0.2,
     metric: Metric | None = None,
     labels: Any = None,
+    scores: str | None = None,
     batch_size: int | None = None,
     images: ImageOptions | str | os.PathLike[str] | None = None,
     limit: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    keep_checkpoint: bool = False,
     executor: ExecutorLike = None,
     providers: Providers = "cpu",
     num_threads: int | None = None,
@@ -79,7 +83,9 @@ def recalibrate(
         How many samples the stored statistics count as: with n samples measured, their weight is
         ``prior / (prior + n)`` (Schneider et al., NeurIPS 2020). 0 leaves nothing of them,
         ``math.inf`` nothing else. ``"auto"`` chooses by the outputs on the held-out inputs, see
-        ``choose_prior``; statistics that are 0 and 1, as before any training, count nothing then.
+        ``choose_prior``. Stored statistics with NaN, infinity or a negative variance count nothing,
+        whatever the prior; nor do those of a model that has 0 and 1 in all nodes, as before any
+        training.
     nodes : collection of str, optional
         Names, as ``find_nodes`` gives them, or patterns such as ``"layer1.*"``; all when None.
     held_out : float, default: 0.2
@@ -91,11 +97,20 @@ def recalibrate(
     labels : optional
         A label for each sample, in a file or array: see ``open_source``. With labels and no metric
         the metric is top-1 accuracy.
+    scores : str, optional
+        The output that holds the scores of classes, by which ``"auto"`` chooses and top-1 accuracy
+        counts. Otherwise probabilities, or the only output of shape (N, K) or (N, T, K) with K of 2
+        or more, are taken for it, also where they are a regression's: the result names what was
+        read, and how. See ``read_outputs``.
     batch_size, images, limit
         How the data is read: see ``open_source``.
     checkpoint : str or os.PathLike, optional
         A file that keeps what was measured, so that a run that was stopped goes on to the same
-        bits when it is called again. Deleted when the run is through.
+        bits when it is called again. Deleted when the run is through and the result is true; after
+        any other it is kept, for a run with another `metric`, `labels` or, with ``"batch"``,
+        `prior`.
+    keep_checkpoint : bool, default: False
+        Keep it in any case: the caller deletes it once the result is written.
     executor : optional
         Where the batches are run: see ``map_in_order``. For ``"batch"`` alone.
     providers : {"cpu", "cuda", "auto"} or list, default: "cpu"
@@ -144,7 +159,8 @@ def recalibrate(
         labels=labels,
     )
     measured, held = split(source, held_out, seed) if held_out else (source, None)
-    given = 0.0 if prior == "auto" else float(prior)
+    untrained = all(map(is_untouched, targets.targets))
+    given = 0.0 if prior == "auto" or untrained else float(prior)
     key = {
         "method": method,
         "nodes": names,
@@ -157,7 +173,7 @@ def recalibrate(
     with _opened(checkpoint, targets, measured, key) as saved:
         statistics = run.measure(targets, measured, given, saved)
         run.tell("choosing the prior")
-        choice = _choose(prior, targets, statistics, held, providers, num_threads)
+        choice = _choose(prior, targets, statistics, held, scores, providers, num_threads)
         moments = {
             target.name: mix(target, statistics[target.name], choice.prior)
             for target in targets.targets
@@ -172,23 +188,28 @@ def recalibrate(
                 held,
                 metric=metric or (top1 if labels is not None else None),
                 labels=held.labels,
+                scores=scores,
                 providers=providers,
                 num_threads=num_threads,
             )
             change = _input_change(targets, held, providers, num_threads)
-        if saved is not None:
+        done = {t.name: "re-estimated" if is_void(t) else _action(choice) for t in targets.targets}
+        result = RecalibrationResult(
+            rows=rows_of(targets, moments, done, dict(targets.refused), failed=bool(names)),
+            model=after,
+            method=method,
+            statistics=statistics,
+            prior=choice,
+            evidence=evidence(
+                targets, statistics, held_out=seen, prior=choice, named=scores is not None
+            ),
+            drift=drift_from(targets, statistics, method=method, inputs=change),
+            held_out=seen,
+            notes=(*targets.notes, *source.notes),
+        )
+        if saved is not None and result.ok and not keep_checkpoint:
             saved.remove()
-    return RecalibrationResult(
-        rows=rows_of(targets, moments, _action(choice), dict(targets.refused), failed=bool(names)),
-        model=after,
-        method=method,
-        statistics=statistics,
-        prior=choice,
-        evidence=evidence(targets, statistics, held_out=seen, prior=choice),
-        drift=drift_from(targets, statistics, method=method, inputs=change),
-        held_out=seen,
-        notes=(*targets.notes, *source.notes),
-    )
+    return result
 
 
 def _check(
@@ -221,21 +242,27 @@ def _choose(
     targets: Targets,
     statistics: Mapping[str, Observed],
     held: Source | None,
+    scores: str | None,
     providers: Providers,
     num_threads: int | None,
 ) -> PriorChoice:
+    if all(map(is_untouched, targets.targets)):
+        reason = "the stored statistics are 0 and 1 in all nodes, as before any training: "
+        return PriorChoice(0.0, 0.0, (), f"{reason}nothing is left of them")
+    void = [target.name for target in targets.targets if is_void(target)]
     if prior != "auto":
         samples = min(observed.samples for observed in statistics.values())
-        return PriorChoice(float(prior), weight_of(float(prior), samples), (), "")
-    void = [target.name for target in targets.targets if is_void(target)]
+        reason = f"nothing is left of the stored statistics of {void[0]!r}: {_VOID}" if void else ""
+        return PriorChoice(float(prior), weight_of(float(prior), samples), (), reason)
     if void:
         reason = (
-            f"the stored statistics of {void[0]!r} mean nothing (0 and 1 as before any training, "
-            "or no numbers to normalize with): nothing is left of any"
+            f"the stored statistics of {void[0]!r} mean nothing ({_VOID}): nothing is left of any"
         )
         return PriorChoice(0.0, 0.0, (), reason)
     assert held is not None
-    return choose_prior(targets, statistics, held, providers=providers, num_threads=num_threads)
+    return choose_prior(
+        targets, statistics, held, scores=scores, providers=providers, num_threads=num_threads
+    )
 
 
 def _in_eval_mode(targets: Targets) -> ir.Model:

@@ -101,12 +101,26 @@ class RecalibrationResult(Report):
             word = "worse" if seen.worse else "not worse"
             text += f"; {seen.metric} {seen.metric_before:.4g} -> {seen.metric_after:.4g}: {word}"
         if seen.agreement is not None:
-            text += f"; {seen.agreement:.1%} of the decisions stay"
+            text += (
+                f"; {seen.agreement:.1%} of the decisions stay ({seen.output!r}, read as "
+                f"{seen.kind} of {seen.num_classes} classes)"
+            )
+        else:
+            text += f"; the outputs change by {seen.change:.3g} of their deviations"
         return f"{text}, on {seen.samples} held-out samples"
 
     def bank(self, domain: str = "") -> StatisticsBank:
-        """The new statistics with the counts behind them, to keep apart from the model."""
-        return StatisticsBank.of_model(self.model, domain, self.statistics)
+        """The new statistics, to keep apart from the model.
+
+        With the counts behind them where they are those of the data alone. Where stored ones have
+        a part nobody counted what those come from: there are no counts, and the domain says the
+        shares, as ``StatisticsBank.blend`` has it.
+        """
+        weight = self.prior.weight
+        if weight == 0:
+            return StatisticsBank.of_model(self.model, domain, self.statistics)
+        shares = f"{weight:.3g} stored + {1 - weight:.3g} {domain or 'unnamed'}"
+        return StatisticsBank.of_model(self.model, shares)
 
     def __str__(self) -> str:
         warnings = [f"warning: {warning}" for warning in self.warnings]

@@ -69,7 +69,7 @@ class StatisticsRow:
 def rows_of(
     targets: Targets,
     statistics: Mapping[str, Moments],
-    action: str,
+    action: str | Mapping[str, str],
     reasons: Mapping[str, str],
     *,
     failed: bool = False,
@@ -82,8 +82,8 @@ def rows_of(
         The nodes that were changed, with what they had before.
     statistics : mapping of str to (mean, var)
         What they have now, by target.
-    action : str
-        What was done to them; ``"kept"`` where they stay.
+    action : str or mapping of str to str
+        What was done to them, to all or by target; ``"kept"`` where they stay.
     reasons : mapping of str to str
         Why the other nodes stay; ``"not asked for"`` where it says nothing.
     failed : bool, default: False
@@ -99,11 +99,12 @@ def rows_of(
             rows.append(StatisticsRow(norm.name, KEPT, norm.num_features, reason=reason, ok=ok))
             continue
         shared = "" if norm.name == target.name else f"shares its statistics with {target.name!r}"
-        if action == KEPT:
+        done = action if isinstance(action, str) else action[target.name]
+        if done == KEPT:
             rows.append(StatisticsRow(norm.name, KEPT, target.channels, reason=shared))
             continue
         shift, ratio = _change(target, *statistics[target.name])
-        rows.append(StatisticsRow(norm.name, action, target.channels, shift, ratio, shared))
+        rows.append(StatisticsRow(norm.name, done, target.channels, shift, ratio, shared))
     return tuple(rows)
 
 

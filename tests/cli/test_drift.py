@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +114,35 @@ def test_a_page_never_overwrites_an_input(invoke, data):
     assert shown.exit_code == 2
     assert "would overwrite an input" in shown.stderr
     assert data.read_bytes() == before
+
+
+def test_a_page_is_never_written_over_a_script_or_into_the_data(invoke, tmp_path):
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    np.save(folder / "a.npy", load_digits()[0])
+    script = tmp_path / "script.py"
+    script.write_text("def batches():\n    raise ValueError('was run')\n")
+    options = tmp_path / "images.toml"
+    options.write_text("")
+    for arguments, page, words in (
+        (("--data", f"{script}:batches"), script, "would overwrite an input"),
+        (("--data", folder, "--images", options), options, "would overwrite an input"),
+        (("--data", folder), folder / "page.html", "would lie in the folder of the data"),
+    ):
+        shown = invoke("drift", MODEL, *arguments, "--report", page)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert words in shown.stderr
+    assert script.read_text().startswith("def batches")
+    assert [path.name for path in folder.iterdir()] == ["a.npy"]
+
+
+def test_without_pillow_a_folder_of_images_is_one_line(invoke, tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    shown = invoke("drift", MODEL, "--data", tmp_path)
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    (line,) = shown.stderr.splitlines()
+    assert line.endswith('pip install "cbn[images]"')
 
 
 def test_data_must_be_given(invoke):

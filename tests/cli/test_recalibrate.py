@@ -39,7 +39,8 @@ def test_from_a_model_to_a_better_one(command, data, tmp_path):
     assert first.split()[0] == "/bn1/BatchNormalization"
     assert "passed: 5 of 5 nodes re-estimated on 360 samples" in shown.stdout
     assert "not worse" in shown.stdout
-    assert shown.stdout.splitlines()[-1] == f"{out}: written"
+    written = [f"{path}: written" for path in (page, stats, out)]
+    assert shown.stdout.splitlines()[-3:] == written
     assert "<html" in page.read_text()
     assert export.StatisticsBank.load(stats).apply(MODEL)
     before, after = (export.find_nodes(path)[0].var.array for path in (MODEL, out))
@@ -122,7 +123,7 @@ def test_options_reach_the_library(invoke, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(export, "recalibrate", recalibrate)
     given_text = (
-        "--method sequential --prior 5 --labels l.npy --images i.toml --checkpoint c "
+        "--method sequential --prior 5 --labels l.npy --images i.toml --checkpoint c --scores s "
         "--dask tcp://h:1 --node a --node b* --batch-size 7 --limit 8 --held-out 0.3 --memory 2 "
         "--provider auto --seed 3 --threads 2"
     )
@@ -136,7 +137,9 @@ def test_options_reach_the_library(invoke, data, tmp_path, monkeypatch):
         "prior": 5.0,
         "labels": "l.npy",
         "images": Path("i.toml"),
+        "scores": "s",
         "checkpoint": Path("c"),
+        "keep_checkpoint": True,
         "executor": "tcp://h:1",
         "nodes": ["a", "b*"],
         "batch_size": 7,
@@ -159,6 +162,68 @@ def test_the_inputs_are_never_touched(invoke, data, tmp_path, option):
         assert shown.exit_code == 2
         assert "the output would overwrite an input" in shown.stderr
     assert data.read_bytes() == before
+
+
+def test_no_output_replaces_another_or_lies_in_the_data(invoke, data, tmp_path):
+    out, toml, labels = tmp_path / "out.onnx", tmp_path / "i.toml", tmp_path / "l.npz"
+    toml.write_text("")
+    np.savez(labels, mine=load_digits()[1])
+    folder = tmp_path / "inputs"
+    folder.mkdir()
+    np.save(folder / "a.npy", load_digits()[0])
+    inputs, twice = "would overwrite an input", "named for two outputs"
+    for arguments, words in (
+        (("-o", out, "--report", out), twice),
+        (("-o", out, "--stats", out), twice),
+        (("-o", out, "--stats", f"{out}.data"), twice),
+        (("-o", out, "--stats", tmp_path / "s", "--report", tmp_path / "s"), twice),
+        (("-o", out, "--checkpoint", out), twice),
+        (("-o", toml, "--images", toml), inputs),
+        (("-o", labels, "--labels", f"{labels}:mine"), inputs),
+        (("-o", folder / "out.onnx", "--data", folder), "in the folder of the data"),
+        (("-o", out, "--data", folder, "--stats", folder / "s"), "in the folder of the data"),
+        (("-o", out, "--data", folder, "--checkpoint", folder / "c"), "in the folder of the data"),
+    ):
+        shown = invoke("recalibrate", MODEL, "--data", data, *arguments)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        (line,) = shown.stderr.splitlines()
+        assert words in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["i.toml", "inputs", "l.npz"]
+    assert [path.name for path in folder.iterdir()] == ["a.npy"]
+
+
+def test_a_checkpoint_lasts_until_the_model_is_written(invoke, worse, tmp_path, monkeypatch):
+    out, kept = tmp_path / "out.onnx", tmp_path / "run.checkpoint"
+    arguments = ("recalibrate", MODEL, "--data", worse, "--labels", worse, "-o", out)
+    arguments = (*arguments, "--prior", "0", "--checkpoint", kept)
+    shown = invoke(*arguments)
+    assert shown.exit_code == 1
+    assert f"{kept}: kept, the same command goes on from there" in shown.stdout
+    assert kept.exists()
+    with monkeypatch.context() as patch:
+
+        def full(*given):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(export, "save", full)
+        assert invoke(*arguments, "--force").exit_code == 2
+    assert kept.exists()
+    assert not out.exists()
+    assert invoke(*arguments, "--force").exit_code == 1
+    assert out.exists()
+    assert not kept.exists()
+
+
+def test_an_address_that_is_none_is_one_line_and_quick(invoke, data, tmp_path):
+    pytest.importorskip("distributed")
+    begun = time.monotonic()
+    out = tmp_path / "out.onnx"
+    shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, "--dask", "rubbish")
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    (line,) = shown.stderr.splitlines()
+    assert "rubbish" in line
+    assert time.monotonic() - begun < 20
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

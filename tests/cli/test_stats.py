@@ -126,6 +126,31 @@ def test_the_inputs_are_never_touched(invoke, models, banks):
     assert [path.read_bytes() for path in (*models, *banks)] == before
 
 
+def test_weights_beside_the_model_are_never_touched(invoke, models, banks, tmp_path):
+    model, weights = tmp_path / "apart.onnx", tmp_path / "apart.onnx.data"
+    onnx.save(
+        onnx.load(models[0]),
+        model,
+        save_as_external_data=True,
+        size_threshold=0,
+        location=weights.name,
+    )
+    before = weights.read_bytes()
+    for arguments in (
+        ("export", model, "-o", weights),
+        ("apply", model, banks[0], "-o", weights),
+        ("apply", model, banks[0], "-o", model),
+    ):
+        shown = invoke("stats", *arguments)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert "the output would overwrite an input" in shown.stderr
+    named = banks[0].rename(tmp_path / "out.onnx.data")
+    shown = invoke("stats", "apply", model, named, "-o", tmp_path / "out.onnx")
+    assert shown.exit_code == 2
+    assert "the output would overwrite an input" in shown.stderr
+    assert weights.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -70,8 +70,6 @@ class Fingerprint:
             found = theirs[mark.name].channels
             if found != mark.channels:
                 return f"its node {mark.name!r} has {found} channels in place of {mark.channels}"
-        if self.digest == other.digest:
-            return None
         alike = [mark.name for mark in self.nodes if theirs[mark.name].digest == mark.digest]
         for mark in self.nodes:
             if mark.name not in alike:
@@ -79,6 +77,8 @@ class Fingerprint:
                     f"operators or weights in or before its node {mark.name!r} differ "
                     f"({len(alike)} of {len(self.nodes)} nodes are alike)"
                 )
+        if self.digest == other.digest:
+            return None
         return "its nodes are alike, and what follows them differs"
 
 

@@ -17,6 +17,7 @@ from .tables import Rows, content_mark, file_mark, shared_axis
 __all__ = ["Arrays", "NpyFile", "NpzFile", "Tensors"]
 
 _FINGERPRINT_ROWS = 256
+_FINGERPRINT_PIECE = 2**26
 _PIECE = 2**20
 
 
@@ -56,15 +57,20 @@ class Arrays(_Fitting):
     """Arrays in memory, or anything that has a dtype, a shape and slices, such as HDF5 datasets."""
 
     def fingerprint(self) -> str:
-        """Tell the arrays by some of their rows, spread over the whole."""
+        """Tell the arrays by their content; where they are not in memory, by some of their rows."""
         parts = []
         for name, array in self.arrays.items():
             parts.append(f"{name} {array.dtype} {tuple(array.shape)}")
             if not array.shape:
                 parts.append(content_mark(array))
                 continue
-            step = max(1, array.shape[0] // _FINGERPRINT_ROWS)
-            parts += [content_mark(array[row]) for row in range(0, array.shape[0], step)]
+            rows = array.shape[0]
+            if isinstance(array, np.ndarray) and not isinstance(array, np.memmap):
+                step = max(1, _FINGERPRINT_PIECE * rows // max(1, array.nbytes))
+                parts += [content_mark(array[row : row + step]) for row in range(0, rows, step)]
+            else:
+                step = max(1, rows // _FINGERPRINT_ROWS)
+                parts += [content_mark(array[row]) for row in range(0, rows, step)]
         return "\n".join(parts)
 
 

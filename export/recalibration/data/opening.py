@@ -57,7 +57,9 @@ class Opener:
             return self._function(data, "the data", getattr(data, "__qualname__", ""))
         if isinstance(data, Iterator):
             spool = Spool(data, self.inputs, "the data", self.limit)
-            return self._stream(spool, samples=spool.samples, batches=spool.batches)
+            return self._stream(
+                spool, mark=spool.mark, samples=spool.samples, batches=spool.batches
+            )
         if isinstance(data, Iterable):
             batches = operator.length_hint(data, -1)
             return self._stream(lambda: iter(data), batches=None if batches < 0 else batches)

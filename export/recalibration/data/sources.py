@@ -119,6 +119,8 @@ def open_source(
         - a function without parameters: as in a script.
         - an iterable of batches: mappings, tuples or lists in the order of the inputs, arrays. One
           that can be iterated once, such as a generator, is copied to a temporary folder first.
+          Another is read several times and has to give the same batches each time: switch the
+          shuffling and random augmentation of a loader off.
         - what this function returned before, as it is.
     inputs : sequence of ModelInput
         From ``model_inputs``. Types must be the declared ones, nothing is converted.
@@ -143,7 +145,8 @@ def open_source(
     ------
     DataError
         When something cannot be read or does not fit the model; the message names the file or the
-        number of the batch.
+        number of the batch. When an iterable begins with another batch on a further pass, which is
+        found as it is read.
     ImportError
         When Pillow is needed and not installed.
     ValueError

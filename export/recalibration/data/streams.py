@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import shutil
 import tempfile
@@ -31,7 +32,8 @@ class StreamSource:
     ----------
     inputs : sequence of ModelInput
     open : callable
-        Gives an iterator over what `feeds_of` takes; each call has to give the same.
+        Gives an iterator over what `feeds_of` takes; each call has to give the same, of which the
+        first batch is compared.
     origin : str
         Names the data in errors.
     mark : str, optional
@@ -46,11 +48,14 @@ class StreamSource:
         Of the samples of the source, in order.
     samples, batches : int, optional
         Where they are known before all is read.
+    begin : tuple of str, optional
+        What the first batch that `open` gives is known by, where it was read before.
 
     Raises
     ------
     DataError
-        When there is no batch, or the first one does not fit the model.
+        When there is no batch, the first one does not fit the model, or a further pass begins with
+        another one.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class StreamSource:
         labels: LabelReader | None = None,
         samples: int | None = None,
         batches: int | None = None,
+        begin: tuple[str, ...] | None = None,
     ) -> None:
         self.inputs = tuple(inputs)
         self.origin = origin
@@ -77,12 +83,13 @@ class StreamSource:
         self.notes: tuple[str, ...] = ()
         self._open = open
         self._mark = mark
+        self._begin = begin
         self._runs = None if runs is None else tuple(runs)
         first = next(self._chosen(), None)
         if first is None:
             raise DataError(f"{origin}: there is no batch")
         self.batch_size = size or _rows(first, self.inputs)
-        self._first = [f"{name} {a.dtype} {a.shape} {content_mark(a)}" for name, a in first.items()]
+        self._first = _told(first)
 
     def __iter__(self) -> Iterator[Feeds]:
         return (feeds for feeds, _ in self.numbered())
@@ -129,6 +136,7 @@ class StreamSource:
             runs=runs if self._runs is None else part(self._runs, runs),
             labels=None if self.labels is None else self.labels.select(runs),
             samples=count(runs),
+            begin=self._begin,
         )
 
     def _chosen(self) -> Iterator[Feeds]:
@@ -138,6 +146,8 @@ class StreamSource:
         for index, item in enumerate(self._open()):
             feeds = feeds_of(item, self.inputs, f"{self.origin}, batch {index}")
             rows = _rows(feeds, self.inputs)
+            if not index:
+                self._compare(feeds)
             if runs is None:
                 yield feeds
             else:
@@ -152,6 +162,17 @@ class StreamSource:
                 if not runs:
                     return
             at += rows
+
+    def _compare(self, feeds: Feeds) -> None:
+        """Refuse what is shuffled anew: samples that are held out would be measured too."""
+        begin = _told(feeds)
+        if self._begin is None:
+            self._begin = begin
+        elif self._begin != begin:
+            raise DataError(
+                f"{self.origin}: gives other batches on each pass: switch shuffling and random "
+                "changes off, or give a generator, which is read once"
+            )
 
     def _cut(self, stream: Iterator[Feeds]) -> Iterator[Feeds]:
         """Cut batches anew where a size is asked for and they can be cut."""
@@ -190,6 +211,7 @@ class Spool:
     """Batches of an iterator, which can be read once, in a temporary folder of its own.
 
     Called, it gives an iterator over them. The folder goes when the spool is no longer used.
+    `mark` tells the batches from others, by all of their content.
 
     Parameters
     ----------
@@ -215,6 +237,7 @@ class Spool:
         limit: int | None = None,
     ) -> None:
         self.samples = self.batches = 0
+        digest = hashlib.sha256()
         self.folder = Path(tempfile.mkdtemp(prefix="cbn-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         try:
@@ -222,6 +245,7 @@ class Spool:
                 feeds = feeds_of(item, inputs, f"{origin}, batch {self.batches}")
                 with self._path(self.batches).open("wb") as file:
                     pickle.dump(feeds, file, protocol=pickle.HIGHEST_PROTOCOL)
+                digest.update("\n".join(("", *_told(feeds))).encode())
                 self.batches += 1
                 self.samples += _rows(feeds, inputs)
                 if limit is not None and self.samples >= limit:
@@ -230,6 +254,7 @@ class Spool:
             raise DataError(
                 f"{origin}: cannot be copied to {self.folder}: {error.strerror or error}"
             ) from error
+        self.mark = digest.hexdigest()
 
     def __call__(self) -> Iterator[Feeds]:
         """Give the batches, in order."""
@@ -288,6 +313,13 @@ def feeds_of(item: Any, inputs: Sequence[ModelInput], origin: str) -> Feeds:
 def _rows(feeds: Feeds, inputs: Sequence[ModelInput]) -> int:
     rows = shared_axis(feeds, inputs)
     return 1 if rows is None else rows
+
+
+def _told(feeds: Feeds) -> tuple[str, ...]:
+    """What a batch is known by."""
+    return tuple(
+        f"{n} {array.dtype} {array.shape} {content_mark(array)}" for n, array in feeds.items()
+    )
 
 
 def _alike(one: Feeds, two: Feeds) -> bool:

@@ -84,8 +84,9 @@ def file_mark(path: Path) -> str:
 def content_mark(array: Any) -> str:
     """Tell arrays apart by their content."""
     values = np.ascontiguousarray(array)
-    content = repr(values.tolist()).encode() if values.dtype.hasobject else values.tobytes()
-    return hashlib.sha256(content).hexdigest()[:16]
+    if values.dtype.hasobject:
+        return hashlib.sha256(repr(values.tolist()).encode()).hexdigest()[:16]
+    return hashlib.sha256(values.reshape(-1).view(np.uint8).data).hexdigest()[:16]
 
 
 class Joined:

@@ -17,7 +17,7 @@ from ..measure.observed import Observed
 from ..measure.targets import Targets
 from ..rows import Moments
 from .candidates import LEAST_SAMPLES, Candidate, as_stored, judge, with_stability
-from .decisions import Decisions, Tally, read_outputs
+from .decisions import Decisions, Reading, Tally, read_outputs
 from .fed import FedModel
 
 __all__ = ["Candidate", "PriorChoice", "blend", "choose_prior", "weight_of"]
@@ -108,6 +108,7 @@ def choose_prior(
     statistics: Mapping[str, Observed],
     held_out: Source,
     *,
+    scores: str | None = None,
     providers: Providers = "cpu",
     num_threads: int | None = None,
     progress: Progress | None = None,
@@ -138,6 +139,9 @@ def choose_prior(
     held_out : Source
         Inputs that took no part in the statistics. Of more than 500 samples, 500 from everywhere
         are used.
+    scores : str, optional
+        The output that holds the scores of classes; found by ``read_outputs`` otherwise, which also
+        takes the only output of shape (N, K) of a regression for scores.
     providers, num_threads
         As for ``make_session``.
     progress : callable, optional
@@ -165,28 +169,33 @@ def choose_prior(
     model = FedModel(targets, providers=providers, num_threads=num_threads)
     values = {name: seen.values for name, seen in statistics.items()}
     given = [_blended(targets, values, weight) for weight in (1.0, *WEIGHTS)]
-    stored, *others = _tally(model, held_out, given, progress)
-    if not stored.count:
+    reading, (stored, *others) = _tally(model, held_out, given, scores, progress)
+    if reading is None:
         return _stored(
-            "no output reads as classes, so nothing tells without labels whether a change is for "
-            "the better; give prior as a number, and a metric to see what it does"
+            "no output reads as classes, or several do, so nothing tells without labels whether a "
+            "change is for the better; name the output of scores, or give prior as a number, and a "
+            "metric to see what it does"
         )
     if len(stored.entropies) < LEAST_SAMPLES:
         return _stored(_too_few(len(stored.entropies)))
     judged = {w: judge(w, tally, stored) for w, tally in zip(WEIGHTS, others, strict=True)}
     chosen: Candidate | None = None
     for candidate in sorted((c for c in judged.values() if c.ok), key=lambda c: c.entropy):
-        stability = _stability(model, targets, statistics, held_out, candidate.weight)
+        stability = _stability(
+            model, targets, statistics, held_out, reading.output, candidate.weight
+        )
         chosen = judged[candidate.weight] = with_stability(candidate, stability)
         if chosen.ok:
             break
     ordered = [judged[weight] for weight in sorted(WEIGHTS, reverse=True)]
     candidates = (as_stored(stored), *ordered)
     if chosen is None or not chosen.ok:
-        return _stored(f"with those of the data alone {judged[0.0].reason}", candidates)
+        why = f"with those of the data alone {judged[0.0].reason}; judged by {reading}"
+        return _stored(why, candidates)
     measured = min(seen.samples for seen in statistics.values())
     prior = measured * chosen.weight / (1 - chosen.weight)
-    return PriorChoice(prior, chosen.weight, candidates, chosen.reason)
+    reason = f"{chosen.reason}; judged by {reading}"
+    return PriorChoice(prior, chosen.weight, candidates, reason)
 
 
 def _unparted(source: Source) -> int:
@@ -213,8 +222,9 @@ def _tally(
     model: FedModel,
     held_out: Source,
     candidates: Sequence[Mapping[str, Moments]],
+    scores: str | None = None,
     progress: Progress | None = None,
-) -> list[Tally]:
+) -> tuple[Reading | None, list[Tally]]:
     """Run all candidates on each batch, compared with the first; empty tallies without classes."""
     reading = None
     tallies = [Tally() for _ in candidates]
@@ -222,15 +232,15 @@ def _tally(
         first = None
         for statistics, tally in zip(candidates, tallies, strict=True):
             outputs = model.run(feeds, statistics)
-            reading = reading or read_outputs(outputs)
+            reading = reading or read_outputs(outputs, scores)
             if reading is None:
-                return tallies
+                return None, tallies
             decisions = Decisions.of(reading, outputs)
             first = first or decisions
             tally.add(decisions, first)
         if progress is not None:
             progress("choosing", number, held_out.batches)
-    return tallies
+    return reading, tallies
 
 
 def _stability(
@@ -238,6 +248,7 @@ def _stability(
     targets: Targets,
     statistics: Mapping[str, Observed],
     held_out: Source,
+    scores: str,
     weight: float,
 ) -> float:
     """The share of decisions that the statistics of either half of the samples give alike."""
@@ -248,4 +259,4 @@ def _stability(
         if len(present) < len(seen):
             return 0.0
         halves.append(_blended(targets, present, weight))
-    return _tally(model, held_out, halves)[1].agreement
+    return _tally(model, held_out, halves, scores)[1][1].agreement

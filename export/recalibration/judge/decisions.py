@@ -40,6 +40,9 @@ class Reading:
     axis: Literal[-1, 1]
     classes: int
 
+    def __str__(self) -> str:
+        return f"{self.output!r}, read as {self.kind} of {self.classes} classes"
+
     def probabilities(self, outputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return float32 probabilities of shape (N, P, K): P decisions of each of N samples."""
         values = np.moveaxis(outputs[self.output], self.axis, -1).astype(np.float32)
@@ -51,23 +54,37 @@ class Reading:
         return np.asarray(values / values.sum(axis=-1, keepdims=True))
 
 
-def read_outputs(outputs: Mapping[str, np.ndarray]) -> Reading | None:
+def read_outputs(outputs: Mapping[str, np.ndarray], scores: str | None = None) -> Reading | None:
     """Find the output that reads as decisions among classes, from one batch of outputs.
 
     Probabilities come first: floats from 0 to 1 whose sums over the last axis are 1, or over axis 1
-    as in maps (N, K, H, W). Then logarithms of such. Then any floats of shape (N, K) or (N, T, K),
-    as scores, unless all rows have the length 1, as embeddings do. K is 2 or more.
+    as in maps (N, K, H, W). Then logarithms of such. Then floats of shape (N, K) or (N, T, K), as
+    scores, where one output alone has such a shape, leaving out those whose rows all have the
+    length 1, as embeddings do. K is 2 or more.
+
+    The values cannot tell scores from other numbers: a regression onto K numbers, or boxes
+    (N, T, 4), reads as scores too when it is the only such output.
+
+    Parameters
+    ----------
+    outputs : mapping of str to ndarray
+    scores : str, optional
+        The output to read; the others are not looked at.
 
     Returns
     -------
     Reading or None
-        None where no output reads as classes: boxes, embeddings, depth maps, single numbers.
+        None where no output reads as classes: embeddings, depth maps, single numbers, or several
+        that could be scores.
+
+    Raises
+    ------
+    ValueError
+        When there is no output `scores`, or it does not read as classes.
     """
-    floats = {
-        name: array
-        for name, array in outputs.items()
-        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
-    }
+    if scores is not None:
+        return _named(outputs, scores)
+    floats = _floats(outputs)
     for name, array in floats.items():
         for axis in (-1, 1) if array.ndim > 2 else (-1,) if array.ndim == 2 else ():
             if array.shape[axis] > 1 and _sums_to_one(array, axis):
@@ -76,10 +93,36 @@ def read_outputs(outputs: Mapping[str, np.ndarray]) -> Reading | None:
     for name, array in rows.items():
         if (array <= _SUM_TOLERANCE).all() and _sums_to_one(np.exp(array.astype(np.float32)), -1):
             return Reading(name, "log-probabilities", -1, array.shape[-1])
-    for name, array in rows.items():
-        if not _unit_length(array):
-            return Reading(name, "scores", -1, array.shape[-1])
+    left = {name: array for name, array in rows.items() if not _unit_length(array)}
+    if len(left) == 1:  # of several nothing tells which is the scores: features, boxes
+        ((name, array),) = left.items()
+        return Reading(name, "scores", -1, array.shape[-1])
     return None
+
+
+def _named(outputs: Mapping[str, np.ndarray], name: str) -> Reading:
+    if name not in outputs:
+        known = ", ".join(map(repr, outputs))
+        raise ValueError(f"there is no output {name!r} to read scores from: there are {known}")
+    found = read_outputs({name: outputs[name]})
+    if found is not None:
+        return found
+    array = outputs[name]
+    if name not in _floats(outputs) or array.ndim not in (2, 3) or array.shape[-1] < 2:
+        what = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "no tensor"
+        raise ValueError(
+            f"expected scores as floats of shape (N, K) or (N, T, K) with 2 classes or more, got "
+            f"output {name!r}: {what}"
+        )
+    return Reading(name, "scores", -1, array.shape[-1])  # rows of length 1, and named all the same
+
+
+def _floats(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {
+        name: array
+        for name, array in outputs.items()
+        if isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.size
+    }
 
 
 def _sums_to_one(array: np.ndarray, axis: int) -> bool:

@@ -33,6 +33,9 @@ HALVES = 0.5
 ALIKE = 1e-4
 """Deviation of the samples' means, in deviations of all values: below, they are all the same."""
 
+LARGE_CHANGE = 1.0
+"""Change of an output, in its deviations, above which it is doubted that scores are scores."""
+
 SHARE = 0.1
 """The share of a node's channels that has to show a fault for a warning."""
 
@@ -131,6 +134,7 @@ def evidence(
     *,
     held_out: HeldOut | None = None,
     prior: PriorChoice | None = None,
+    named: bool = False,
 ) -> EvidenceReport:
     """Weigh what was observed of each target, and what the outputs show.
 
@@ -144,6 +148,8 @@ def evidence(
     prior : PriorChoice, optional
         With its candidates, where it was chosen by the outputs: what the statistics of the data
         alone would have done is warned of, even if it was not done.
+    named : bool, default: False
+        Whether the user named the output of scores: whether it is one is not doubted then.
 
     Returns
     -------
@@ -153,7 +159,7 @@ def evidence(
     alike = all(_alike(target, statistics[target.name]) for target in targets.targets)
     warnings = [
         *_of_data(rows, alike),
-        *_of_comparison(held_out),
+        *_of_comparison(held_out, named),
         *harm(held_out, prior, nodes=len(rows), shift=_shift(targets, statistics)),
     ]
     return EvidenceReport(rows, tuple(warnings))
@@ -256,10 +262,24 @@ def _nodes(rows: Sequence[EvidenceRow]) -> str:
     return f"{len(rows)} node{'' if len(rows) == 1 else 's'} ({names}{more})"
 
 
-def _of_comparison(held_out: HeldOut | None) -> Iterator[str]:
+def _of_comparison(held_out: HeldOut | None, named: bool) -> Iterator[str]:
     if held_out is None:
         yield "nothing was held out: what the new statistics do to the outputs is not known"
         return
+    if held_out.kind == "values" and held_out.metric is None and held_out.change:
+        yield (
+            "no output reads as classes and there is no metric, so nothing tells whether the new "
+            f"statistics help; the outputs change by {held_out.change:.2g} of their deviations"
+        )
+    doubtful = held_out.kind == "scores" and held_out.metric is None and not named
+    if doubtful and LARGE_CHANGE < held_out.change < np.inf:
+        yield (
+            f"the outputs change by {held_out.change:.2g} of their deviations, and if "
+            f"{held_out.output!r} is no scores of {held_out.num_classes} classes nothing tells "
+            "whether that is good: name the output of scores, or give labels or a metric"
+        )
+    if not np.isfinite(held_out.change):
+        yield "NaN or infinity stands in the outputs on held-out inputs, or their shapes change"
     if held_out.samples < LEAST_SAMPLES:
         yield (
             f"too few held-out samples ({held_out.samples}, expected {LEAST_SAMPLES} or more) to "

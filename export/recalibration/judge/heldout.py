@@ -34,6 +34,8 @@ class HeldOut:
     output, kind : str
         The output that reads as decisions among classes, and as what: "probabilities",
         "log-probabilities" or "scores"; "" and "values" where there is none.
+    num_classes : int or None
+        How many classes it has.
     agreement : float or None
         The share of decisions that stay.
     sure, confident_agreement : float or None
@@ -59,6 +61,7 @@ class HeldOut:
     decisions: int = 0
     output: str = ""
     kind: str = "values"
+    num_classes: int | None = None
     agreement: float | None = None
     sure: float | None = None
     confident_agreement: float | None = None
@@ -94,6 +97,7 @@ def compare(
     *,
     metric: Metric | None = None,
     labels: LabelReader | Any = None,
+    scores: str | None = None,
     providers: Providers = "cpu",
     num_threads: int | None = None,
     progress: Progress | None = None,
@@ -112,6 +116,8 @@ def compare(
         See ``Metric``.
     labels : optional
         One for each sample of `held_out`, in its order: see ``read_labels``.
+    scores : str, optional
+        The output that holds the scores of classes; found by ``read_outputs`` otherwise.
     providers, num_threads
         As for ``make_session``.
     progress : callable, optional
@@ -128,7 +134,8 @@ def compare(
     DataError
         When there are fewer labels than samples.
     ValueError
-        When the metric is no number, or cannot be had from the outputs.
+        When the metric is no number, or cannot be had from the outputs, or `scores` names no output
+        of scores.
     """
     sessions = [
         make_session(model, providers, num_threads=num_threads) for model in (before, after)
@@ -137,21 +144,21 @@ def compare(
     samples, reading = 0, None
     tallies = Tally(), Tally()
     changes: dict[str, _Change] = {}
-    scores = [Scores(metric), Scores(metric)]
+    metrics = [Scores(metric), Scores(metric)]
     for number, feeds in enumerate(held_out, 1):
         old, new = (run_session(session, feeds) for session in sessions)
         size = samples_in(feeds)
         wanted = None if reader is None else reader.take(samples, size)
         if not samples:
-            reading = read_outputs(old)
+            reading = read_outputs(old, scores)
         if reading is not None:
             decisions = [Decisions.of(reading, outputs) for outputs in (old, new)]
             for mine, tally in zip(decisions, tallies, strict=True):
                 tally.add(mine, decisions[0])
         for name in old:
             changes[name] = changes.get(name, _Change()).after(old[name], new[name])
-        for score, outputs in zip(scores, (old, new), strict=True):
-            score.add(outputs, wanted, size)
+        for score, outputs in zip(metrics, (old, new), strict=True):
+            score.add(outputs, wanted, size, reading.output if reading is not None else scores)
         samples += size
         if progress is not None:
             progress("comparing", number, held_out.batches)
@@ -162,9 +169,9 @@ def compare(
         return found
     return dataclasses.replace(
         found,
-        metric=name_of(metric),
-        metric_before=scores[0].result(),
-        metric_after=scores[1].result(),
+        metric=name_of(metric, reading),
+        metric_before=metrics[0].result(),
+        metric_after=metrics[1].result(),
     )
 
 
@@ -174,6 +181,7 @@ def _with_decisions(found: HeldOut, reading: Reading, old: Tally, new: Tally) ->
         decisions=new.count,
         output=reading.output,
         kind=reading.kind,
+        num_classes=reading.classes,
         agreement=new.agreement,
         sure=new.sure,
         confident_agreement=new.sure_kept,
@@ -197,7 +205,8 @@ class _Change:
 
     def after(self, old: Any, new: Any) -> _Change:
         """Add a batch."""
-        old, new = np.asarray(old), np.asarray(new)
+        if not isinstance(old, np.ndarray):  # a sequence, a map
+            return self
         if old.dtype.kind not in "fiub":
             return self
         if old.shape != new.shape:

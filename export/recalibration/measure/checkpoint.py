@@ -14,8 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import safetensors
 from safetensors.numpy import save as to_bytes
+
+import cbn
 
 from ...files import ModelLike, load
 from ...soundness import every_graph
@@ -26,7 +29,7 @@ __all__ = ["Checkpoint", "CheckpointError", "checkpoint_key"]
 INTERVAL = 1.0
 """Seconds between two writes: what a crash can cost. Ctrl-C and other exceptions cost nothing."""
 
-_FORMAT = "cbn checkpoint 1"
+_FORMAT = "cbn checkpoint 2"
 
 
 class CheckpointError(ValueError):
@@ -49,9 +52,15 @@ def checkpoint_key(model: ModelLike, data: str, options: Mapping[str, Any]) -> s
     Returns
     -------
     str
-        ``name=digest`` of the model, the data and each option, one a line.
+        ``name=digest`` of the model, the data and each option, one a line, and the versions of
+        cbn and onnxruntime, which decide the bits too.
     """
-    parts = {"model": _model_digest(load(model)), "data": _digest(data)}
+    parts = {
+        "model": _model_digest(load(model)),
+        "data": _digest(data),
+        "cbn's version": cbn.__version__,
+        "onnxruntime's version": onnxruntime.__version__,
+    }
     parts |= {name: _digest(json.dumps(options[name], sort_keys=True)) for name in sorted(options)}
     return "\n".join(f"{name}={digest}" for name, digest in parts.items())
 
@@ -73,7 +82,7 @@ class Checkpoint:
         self.path = path
         self.key = key
         self.interval = interval
-        self._state = _State(0, {}, 0, {})
+        self._state = _State(0, {}, 0, {}, "")
         self._written = time.monotonic()
         self._pending = False
 
@@ -121,7 +130,12 @@ class Checkpoint:
         """How many batches of the present stage are through, and what was seen in them."""
         return self._state.done, dict(self._state.statistics)
 
-    def save(self, done: int, statistics: Mapping[str, Observed]) -> None:
+    @property
+    def trail(self) -> str:
+        """Digest of the batches that were read, from `save`; empty when it was given none."""
+        return self._state.trail
+
+    def save(self, done: int, statistics: Mapping[str, Observed], trail: str | None = None) -> None:
         """Note that the present stage is this far; it is written when the last write is old enough.
 
         Parameters
@@ -130,13 +144,16 @@ class Checkpoint:
             Batches that `statistics` were merged from.
         statistics : mapping of str to Observed
             By target. Copied: the caller may go on with it.
+        trail : str, optional
+            Digest of the batches that were read so far; that of before when None.
 
         Raises
         ------
         CheckpointError
             When the file cannot be written.
         """
-        self._note(self._state._replace(done=done, statistics=dict(statistics)))
+        trail = self._state.trail if trail is None else trail
+        self._note(self._state._replace(done=done, statistics=dict(statistics), trail=trail))
 
     def finish_stage(self, statistics: Mapping[str, Observed]) -> None:
         """Note that the present stage is through, with these statistics, and the next one begins.
@@ -147,7 +164,8 @@ class Checkpoint:
             When the file cannot be written.
         """
         before = self._state
-        self._note(_State(before.stage + 1, {**before.finished, **statistics}, 0, {}))
+        finished = {**before.finished, **statistics}
+        self._note(_State(before.stage + 1, finished, 0, {}, before.trail))
 
     def write(self) -> None:
         """Write what is not written yet, now.
@@ -211,14 +229,14 @@ class Checkpoint:
             ) from error
         if header.get("format") != _FORMAT:
             raise CheckpointError(f"{self.path}: a safetensors file that is no checkpoint")
+        if header.pop("crc32", None) != _checksum(header, arrays):
+            raise CheckpointError(f"{self.path}: a damaged checkpoint: delete it to start anew")
         if header["key"] != self.key:
             differing = _difference(header["key"], self.key)
             raise CheckpointError(
                 f"{self.path}: the checkpoint of another run ({differing}); give another name, or "
                 "delete it to start anew"
             )
-        if header["crc32"] != _checksum(arrays):
-            raise CheckpointError(f"{self.path}: a damaged checkpoint: delete it to start anew")
         return _from_arrays(json.loads(header["state"]), arrays)
 
 
@@ -227,6 +245,7 @@ class _State(NamedTuple):
     finished: dict[str, Observed]
     done: int
     statistics: dict[str, Observed]
+    trail: str
 
 
 def _to_bytes(key: str, state: _State) -> bytes:
@@ -239,12 +258,9 @@ def _to_bytes(key: str, state: _State) -> bytes:
         for name, array in observed.to_arrays().items()
     }
     names = {part: list(statistics) for part, statistics in parts.items()}
-    header = {
-        "format": _FORMAT,
-        "key": key,
-        "state": json.dumps({"stage": state.stage, "done": state.done, **names}),
-        "crc32": _checksum(arrays),
-    }
+    numbers = {"stage": state.stage, "done": state.done, "trail": state.trail}
+    header = {"format": _FORMAT, "key": key, "state": json.dumps({**numbers, **names})}
+    header["crc32"] = _checksum(header, arrays)
     return to_bytes(arrays, header)
 
 
@@ -260,11 +276,11 @@ def _from_arrays(state: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> _St
         }
         for part in ("finished", "statistics")
     )
-    return _State(state["stage"], finished, state["done"], statistics)
+    return _State(state["stage"], finished, state["done"], statistics, state["trail"])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    value = 0
+def _checksum(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    value = zlib.crc32(json.dumps(dict(header), sort_keys=True).encode())
     for name in sorted(arrays):
         value = zlib.crc32(arrays[name].tobytes(), zlib.crc32(name.encode(), value))
     return f"{value:08x}"

@@ -75,6 +75,10 @@ def map_in_order(
         When `executor` is none of these.
     ImportError
         When Dask is asked for and not installed.
+    ConnectionError
+        When no scheduler answers at the address.
+    ValueError
+        When the address is none.
     Exception
         What the function raises. What is still in flight is then cancelled, also when the caller
         stops early.
@@ -105,9 +109,13 @@ def connect(executor: ExecutorLike) -> Iterator[ExecutorLike]:
         When `executor` is none of the accepted ones.
     ImportError
         When Dask is asked for and not installed.
+    ConnectionError
+        When no scheduler answers at the address.
+    ValueError
+        When the address is none.
     """
     if isinstance(executor, str):
-        with _import_distributed().Client(executor, set_as_default=False) as client:
+        with _client(executor) as client:
             yield client
     elif executor is None or isinstance(executor, futures.Executor) or _is_client(executor):
         yield executor
@@ -117,6 +125,29 @@ def connect(executor: ExecutorLike) -> Iterator[ExecutorLike]:
             "(not an asynchronous one) or the address of a Dask scheduler, got "
             f"{type(executor).__name__}"
         )
+
+
+def _client(address: str) -> Any:
+    distributed = _import_distributed()
+    try:
+        _require_port(address)
+        return distributed.Client(address, set_as_default=False)
+    except OSError as error:
+        raise ConnectionError(
+            f"executor: no Dask scheduler answers at {address!r}; expected the address that "
+            "'dask scheduler' prints, such as 'tcp://10.0.0.1:8786'"
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"executor: {address!r} is no address of a scheduler: {error}") from error
+
+
+def _require_port(address: str) -> None:
+    """Refuse what is no address before there is a client, whose end would wait for a minute."""
+    from distributed.comm.addressing import get_address_host_port
+
+    scheme = address.partition("://")[0] if "://" in address else "tcp"
+    if scheme in ("tcp", "tls"):
+        get_address_host_port(address if "://" in address else f"tcp://{address}")
 
 
 def _on_dask(

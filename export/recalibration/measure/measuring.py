@@ -19,8 +19,9 @@ from .executors import ExecutorLike, Progress, map_in_order
 from .observed import Observed
 from .sequential import MEMORY, sweep
 from .targets import Target, Targets
+from .trail import Trail
 
-__all__ = ["Measuring", "Method", "is_void", "mix"]
+__all__ = ["Measuring", "Method", "is_untouched", "is_void", "mix"]
 
 Method = Literal["batch", "sequential"]
 
@@ -97,23 +98,28 @@ class Measuring:
     ) -> dict[str, Observed]:
         measure = BatchPass(targets, providers=self.providers, num_threads=self.num_threads)
         done, merged = (0, {}) if checkpoint is None else checkpoint.load()
-        seen = map_in_order(measure, source.numbered(done), self.executor)
+        trail = Trail(source, checkpoint)
+        seen = map_in_order(measure, trail.numbered(), self.executor)
         with contextlib.closing(cast("Generator[dict[str, Observed]]", seen)):
             for batch in seen:
                 merged = {n: merged[n] + o if n in merged else o for n, o in batch.items()}
                 done += 1
                 if checkpoint is not None:
-                    checkpoint.save(done, merged)
+                    checkpoint.save(done, merged, trail.mark(done))
                 if self.progress is not None:
                     self.progress("measuring", done, source.batches)
         return merged
 
 
 def is_void(target: Target) -> bool:
-    """Whether stored statistics mean nothing: never trained, or not to be normalized with."""
-    untouched = not target.mean.any() and bool((target.var == 1).all())
+    """Whether stored statistics mean nothing: there are no numbers to normalize with."""
     finite = np.isfinite(target.mean).all() and np.isfinite(target.var).all()
-    return untouched or not finite or bool((target.var < 0).any())
+    return not finite or bool((target.var < 0).any())
+
+
+def is_untouched(target: Target) -> bool:
+    """Whether they are 0 and 1, as before any training; or an affine map, where others differ."""
+    return not target.mean.any() and bool((target.var == 1).all())
 
 
 def mix(target: Target, seen: Observed, prior: float) -> Moments:

@@ -20,6 +20,7 @@ from .stage_run import StageRun
 from .stages import Moments, Plan, Stage, plan_stages
 from .targets import Target, Targets
 from .tensors import KeptTensors, ScratchTensors
+from .trail import Trail
 
 __all__ = ["MEMORY", "Correct", "sweep"]
 
@@ -57,7 +58,7 @@ def sweep(
     ----------
     targets : Targets
     source : Source
-        Read once.
+        Read once; once more when a checkpoint of an iterable's goes on with a later stage.
     correct : callable
         Takes a target and what was seen of it, gives (mean, var), float64 of shape (C,).
     providers : {"cpu", "cuda", "auto"} or list, default: "cpu"
@@ -84,12 +85,15 @@ def sweep(
     DataError
         When NaN or infinity reaches a target; the message names it and the samples.
     ModelError
-        When onnxruntime cannot load or run the model, a value between stages is no tensor, or
-        what `correct` gives does not fit.
+        When onnxruntime cannot load or run the model, a value between stages is no tensor or of
+        bfloat16, or what `correct` gives does not fit.
     ProviderError
         When a provider that was asked for is not in use.
     CheckpointError
-        When the folder beside the checkpoint is not what it was left as.
+        When the folder beside the checkpoint is not what it was left as, or is not the sweep's
+        own, or the data are not those that the checkpoint has read.
+    OSError
+        When the files cannot be written.
 
     Notes
     -----
@@ -141,6 +145,8 @@ class _Sweep:
     def stages(self, checkpoint: Checkpoint | None) -> dict[str, Observed]:
         """Run those that are not through yet, and return what was seen in all."""
         start, seen = (0, {}) if checkpoint is None else (checkpoint.stage, checkpoint.finished)
+        if start:
+            Trail(self._source, checkpoint).check()
         for index in range(start, len(self._plan.stages)):
             corrected = {
                 target.name: self._correct(target, seen[target.name])
@@ -165,7 +171,9 @@ class _Sweep:
         total = self._count() if index else self._source.batches
         done, seen = (0, {}) if checkpoint is None else checkpoint.load()
         run = StageRun(self._plan, stage, corrected, self._providers, self._num_threads)
-        for batch in self._later_batches(stage, done) if index else self._first_batches(done):
+        trail = Trail(self._source, checkpoint)
+        batches = self._later_batches(stage, done) if index else self._first_batches(trail, done)
+        for batch in batches:
             made = run(batch.feeds)
             values = {**batch.feeds, **made}
             for name, observed in self._observe(stage, values, batch).items():
@@ -177,7 +185,7 @@ class _Sweep:
             if checkpoint is None:
                 self._free(index, batch.number)
             else:
-                checkpoint.save(done, seen)
+                checkpoint.save(done, seen, None if index else trail.mark(done))
             if self._progress is not None:
                 stages = len(self._plan.stages)
                 self._progress(f"stage {index + 1} of {stages}", done, total)
@@ -200,8 +208,8 @@ class _Sweep:
                 seen[target.name] = observe(here, found, batch.samples, batch.first_sample)
         return seen
 
-    def _first_batches(self, done: int) -> Iterator[_Batch]:
-        for index, (feeds, first) in enumerate(self._source.numbered(done), done):
+    def _first_batches(self, trail: Trail, done: int) -> Iterator[_Batch]:
+        for index, (feeds, first) in enumerate(trail.numbered(), done):
             samples = samples_in(feeds)
             self._tensors.put(index, {_PLACE: np.array([first, samples])})
             yield _Batch(index, first, samples, feeds)

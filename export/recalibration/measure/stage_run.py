@@ -76,7 +76,7 @@ class StageRun:
         ------
         ModelError
             When onnxruntime cannot load or run the stage, or a value that it needs from another
-            stage is no tensor.
+            stage, or that is measured, is no tensor or of bfloat16.
         """
         made = {norm.y: self._normalize(norm, given[norm.x]) for norm in self._stage.normalized}
         if not self._stage.outputs:
@@ -84,7 +84,14 @@ class StageRun:
         feeds = {name: made[name] if name in made else given[name] for name in self._stage.inputs}
         if self._session is None:
             model = _build(self._plan, self._stage, self._rounded, feeds)
-            self._session = make_session(model, self._providers, num_threads=self._num_threads)
+            session = make_session(model, self._providers, num_threads=self._num_threads)
+            for output in session.get_outputs():
+                if output.type == "tensor(bfloat16)":
+                    raise ModelError(
+                        f"value {output.name!r} is of bfloat16, which onnxruntime does not give "
+                        "out, and the sweep has to see it; method 'batch' need not"
+                    )
+            self._session = session
         outputs = run_session(self._session, feeds)
         for name, value in outputs.items():
             if not isinstance(value, np.ndarray):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
+import re
 import tempfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +20,14 @@ __all__ = ["KeptTensors", "ScratchTensors"]
 
 _SMALL = 2**16
 """Bytes up to which a file is read rather than mapped."""
+
+_MARKER = "cbn-tensors"
+"""The file that tells a folder of tensors from any other."""
+
+_OWN = re.compile(r"\d+-[0-9a-f]{32}(\.partial)?\.npy")
+
+_CHECKSUM = 8
+"""Bytes behind the array in a kept file: the crc32 of its values in hexadecimal."""
 
 
 class ScratchTensors:
@@ -42,7 +52,13 @@ class ScratchTensors:
         self._count = 0
 
     def put(self, batch: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep the tensors of one batch; they are not copied."""
+        """Keep the tensors of one batch; they are not copied.
+
+        Raises
+        ------
+        OSError
+            When a file cannot be written.
+        """
         for name, array in tensors.items():
             if array.nbytes <= self._room:
                 self._kept[batch, name] = array
@@ -70,7 +86,10 @@ class ScratchTensors:
             self._folder = tempfile.TemporaryDirectory(prefix="cbn-", dir=self._scratch)
         self._count += 1
         path = Path(self._folder.name, f"{self._count}.npy")
-        _write(path, array)
+        try:
+            _write(path, array)
+        except OSError as error:
+            raise _unwritten(path, error, "give another scratch folder or more memory") from error
         return path
 
     def __enter__(self) -> ScratchTensors:
@@ -94,20 +113,41 @@ class KeptTensors:
     Parameters
     ----------
     folder : pathlib.Path
-        Made when it is not there.
+        Made when it is not there. One that holds files has to be of an earlier run, which a marker
+        file tells.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._claimed = False
 
     def put(self, batch: int, tensors: Mapping[str, np.ndarray]) -> None:
-        """Write the tensors of one batch; each file is there whole or not at all."""
-        self.folder.mkdir(exist_ok=True)
+        """Write the tensors of one batch; each file is there whole or not at all.
+
+        Raises
+        ------
+        CheckpointError
+            When the folder is a file, or holds files and is of no earlier run.
+        OSError
+            When a file cannot be written.
+        """
         for name, array in tensors.items():
             path = self._path(batch, name)
             partial = path.with_suffix(".partial.npy")
-            _write(partial, array)
-            os.replace(partial, path)
+            try:
+                self._claim()
+                _write(partial, array)
+                with partial.open("ab") as file:
+                    file.write(_checksum(_storable(array)))
+                    file.flush()
+                    os.fsync(file.fileno())  # else a crash may leave the name without the content
+                os.replace(partial, path)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    partial.unlink()
+                raise _unwritten(path, error, "make room, or keep the checkpoint elsewhere") from (
+                    error
+                )
 
     def get(self, batch: int, name: str) -> np.ndarray:
         """Map a tensor from its file.
@@ -115,23 +155,60 @@ class KeptTensors:
         Raises
         ------
         CheckpointError
-            When it is not there.
+            When it is not there, or is not what was written.
         """
+        path = self._path(batch, name)
         try:
-            return _read(self._path(batch, name))
+            array = _map(path)
+            with path.open("rb") as file:
+                file.seek(-_CHECKSUM, os.SEEK_END)
+                whole = file.read() == _checksum(array)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{self.folder} lacks {Path(error.filename).name}, which its checkpoint needs to "
-                "go on; delete both to start anew"
+                f"{self.folder} lacks {path.name}, which its checkpoint needs to go on; delete "
+                "both to start anew"
             ) from error
+        except (EOFError, ValueError, OSError) as error:
+            raise self._damaged(path) from error
+        if not whole:
+            raise self._damaged(path)
+        return _as_given(array)
 
     def free(self, batch: int, name: str) -> None:
         """Delete a tensor, if it is there."""
         self._path(batch, name).unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """Delete all that was kept."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete all that was kept, and the folder when nothing else is in it."""
+        with contextlib.suppress(OSError):
+            if (self.folder / _MARKER).exists():
+                for path in list(self.folder.iterdir()):
+                    if _OWN.fullmatch(path.name):
+                        path.unlink()
+                (self.folder / _MARKER).unlink()
+                self.folder.rmdir()
+
+    def _claim(self) -> None:
+        """Make the folder, or see that it is this checkpoint's."""
+        if self._claimed:
+            return
+        marker = self.folder / _MARKER
+        if self.folder.exists() and not self.folder.is_dir():
+            raise CheckpointError(f"{self.folder}: a file, where the checkpoint needs a folder")
+        self.folder.mkdir(exist_ok=True)
+        if not marker.exists():
+            if any(self.folder.iterdir()):
+                raise CheckpointError(
+                    f"{self.folder}: holds files of something else, where the checkpoint needs a "
+                    "folder for itself; give the checkpoint another name"
+                )
+            marker.write_text("Tensors of the cbn checkpoint beside this folder.\n", "utf-8")
+        self._claimed = True
+
+    def _damaged(self, path: Path) -> CheckpointError:
+        return CheckpointError(
+            f"{path} is damaged, and its checkpoint needs it to go on; delete both to start anew"
+        )
 
     def _path(self, batch: int, name: str) -> Path:
         # Names of values are any text.
@@ -139,11 +216,32 @@ class KeptTensors:
 
 
 def _write(path: Path, array: np.ndarray) -> None:
-    if array.dtype == object:  # strings, which onnxruntime gives as objects
-        array = array.astype(str)
-    np.save(path, array, allow_pickle=False)
+    np.save(path, _storable(array), allow_pickle=False)
 
 
 def _read(path: Path) -> np.ndarray:
-    array: np.ndarray = np.load(path, mmap_mode="r" if path.stat().st_size > _SMALL else None)
+    return _as_given(_map(path))
+
+
+def _map(path: Path) -> np.ndarray:
+    return np.asanyarray(np.load(path, mmap_mode="r" if path.stat().st_size > _SMALL else None))
+
+
+def _storable(array: np.ndarray) -> np.ndarray:
+    """Strings, which onnxruntime gives as objects, as NumPy's own."""
+    return array.astype(str) if array.dtype == object else array
+
+
+def _as_given(array: np.ndarray) -> np.ndarray:
     return array.astype(object) if array.dtype.kind == "U" else array
+
+
+def _checksum(array: np.ndarray) -> bytes:
+    values = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return f"{zlib.crc32(values.data):08x}".encode()
+
+
+def _unwritten(path: Path, error: OSError, advice: str) -> OSError:
+    failure = OSError(f"{path}: cannot be written: {error.strerror or error}; {advice}")
+    failure.errno = error.errno
+    return failure

@@ -121,6 +121,23 @@ def foreign(nodes=None, arrays=None):
     return make_model(nodes, arrays=arrays or {**parameters(), **other_statistics(seed=5)})
 
 
+def test_nodes_that_swapped_their_names_are_another_model():
+    def pair(*names):
+        nodes = [
+            batch_norm_node("x", "h"),
+            batch_norm_node("h", "y", inputs=("s", "b", "m2", "v2")),
+        ]
+        for node, name in zip(nodes, names, strict=True):
+            node.name = name
+        more = {f"{name}2": array for name, array in other_statistics().items()}
+        return make_model(nodes, arrays={**parameters(), **more})
+
+    bank = StatisticsBank.of_model(pair("first", "second"))
+    assert bank.apply(pair("first", "second"))
+    with pytest.raises(export.ModelError, match=r"another model: .*differ"):
+        bank.apply(pair("second", "first"))
+
+
 def test_another_model_is_refused_with_what_differs():
     bank = StatisticsBank.of_model(night())
     with pytest.raises(export.ModelError, match="another model: its nodes are alike, and what"):

@@ -111,6 +111,14 @@ def test_long_sums_keep_their_digits():
     assert models.error(seen.values, models.Seen.of([x])) < 5e-7
 
 
+def test_a_variance_that_rounds_to_less_than_0_is_0():
+    # Only the first row differs, and the float32 sums over 100,000 rows lose more than it adds.
+    x = np.tile(np.float32([1111, 777.7, 3e5]), (100_000, 1))
+    x[0] = 0
+    found = passed(models.two_layers(2), [x])
+    assert np.isfinite(found["bn_y"].values.var).all()
+
+
 def test_stored_statistics_are_used_when_asked_for():
     batches = models.cut(models.images(9), (4, 5))
     p = models.parameters()

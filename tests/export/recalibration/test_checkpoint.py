@@ -8,10 +8,12 @@ import sys
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx_models import batch_norm_node, make_model
 from safetensors.numpy import save_file
 
+import cbn
 from cbn.export.files import load
 from cbn.export.recalibration.measure.checkpoint import Checkpoint, CheckpointError, checkpoint_key
 from cbn.export.recalibration.measure.observed import Observed
@@ -136,6 +138,32 @@ def test_a_changed_byte_is_noticed(path):
         Checkpoint.open(path, KEY)
 
 
+def test_every_changed_byte_is_noticed(path):
+    with Checkpoint.open(path, KEY) as checkpoint:
+        checkpoint.finish_stage({"a": observed(1)})
+        checkpoint.save(12, {"b": observed(2)}, "trail")
+    content = path.read_bytes()
+    taken = []
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        path.write_bytes(changed)
+        try:
+            Checkpoint.open(path, KEY)
+            taken.append(place)
+        except CheckpointError:
+            pass
+    assert taken == []
+
+
+def test_the_trail_of_the_data_is_kept_from_stage_to_stage(path):
+    with Checkpoint.open(path, KEY) as checkpoint:
+        checkpoint.save(4, {}, "trail")
+        checkpoint.finish_stage({})
+        checkpoint.save(1, {})
+    assert Checkpoint.open(path, KEY).trail == "trail"
+
+
 def test_other_files_are_refused_and_left_alone(path):
     save_file({"weight": np.ones(3)}, path)
     with pytest.raises(CheckpointError, match="a safetensors file that is no checkpoint"):
@@ -173,6 +201,15 @@ def test_the_key_tells_models_data_and_options_apart(tmp_path):
         for other in others
     ]
     assert differing == [["model"], ["data"], ["method"]]
+
+
+@pytest.mark.parametrize("package", [cbn, onnxruntime], ids=lambda package: package.__name__)
+def test_another_version_is_refused_by_name(path, monkeypatch, package):
+    with Checkpoint.open(path, checkpoint_key(model(), "data", {})) as checkpoint:
+        checkpoint.save(1, {})
+    monkeypatch.setattr(package, "__version__", "999")
+    with pytest.raises(CheckpointError, match=rf"\({package.__name__}'s version differs\)"):
+        Checkpoint.open(path, checkpoint_key(model(), "data", {}))
 
 
 def test_the_key_reads_weights_that_lie_beside_the_model(tmp_path):

@@ -156,3 +156,27 @@ def test_infinite_scores_are_no_probabilities() -> None:
     assert np.isnan(probabilities(x)[0]).any()
     x[0, 0] = -np.inf  # a masked class
     assert probabilities(x)[0, 0, 0] == 0
+
+
+def test_of_several_possible_scores_the_named_one_is_read() -> None:
+    outputs = {"features": scores(4, 64), "logits": scores(4, 10, seed=1)}
+    assert read_outputs(outputs) is None
+    found = read_outputs(outputs, "logits")
+    assert str(found) == "'logits', read as scores of 10 classes"
+    unit = outputs["logits"] / np.linalg.norm(outputs["logits"], axis=1, keepdims=True)
+    assert read_outputs({"unit": unit}) is None
+    assert read_outputs({"unit": unit}, "unit") == Reading("unit", "scores", -1, 10)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"y": scores(4, 10)}, "there is no output 'p' to read scores from: there are 'y'"),
+        ({"p": scores(4, 1)}, r"2 classes or more, got output 'p': float32 \(4, 1\)"),
+        ({"p": np.arange(8).reshape(2, 4)}, "got output 'p': int64"),
+        ({"p": [np.ones(3)]}, "got output 'p': no tensor"),
+    ],
+)
+def test_a_named_output_has_to_be_scores(outputs: dict[str, np.ndarray], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_outputs(outputs, "p")

@@ -129,6 +129,23 @@ def test_without_dask_the_extra_is_named(monkeypatch):
         list(map_in_order(print, [], "tcp://127.0.0.1:1"))
 
 
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        ("tcp://127.0.0.1:1", ConnectionError, "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+        ("no such://place", ValueError, "'no such://place' is no address of a scheduler"),
+    ],
+)
+def test_an_address_where_no_scheduler_is_is_named(address, error, message):
+    dask = pytest.importorskip("dask")
+    pytest.importorskip("distributed")
+    with (
+        dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
+        pytest.raises(error, match=message),
+    ):
+        list(map_in_order(print, [], address))
+
+
 @pytest.fixture
 def cluster(measure):
     distributed = pytest.importorskip("distributed")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from corruptions import DIGITS, contrast, load_digits
@@ -50,7 +51,7 @@ def test_a_model_against_itself() -> None:
     assert found.entropy_before == found.entropy_after
     assert found.change == 0
     assert found.classes_before == found.classes_after == 10
-    assert found.metric == "top-1 accuracy"
+    assert (found.metric, found.num_classes) == ("top-1 accuracy of 'logits'", 10)
     assert found.metric_before == found.metric_after == pytest.approx(446 / 450)
 
 
@@ -137,6 +138,52 @@ def test_outputs_without_classes_have_a_change_alone() -> None:
     y = run(plain(), x)["y"].astype(float)
     z = run(plain(1.1), x)["y"].astype(float)
     assert found.change == pytest.approx(np.sqrt(((z - y) ** 2).mean()) / y.std(), rel=1e-5)
+
+
+def two_heads() -> onnx.ModelProto:
+    """The digits' network with a second output that could be scores: its logits, backwards."""
+    model = onnx.load(MODEL)
+    ten = helper.make_tensor("order", onnx.TensorProto.INT64, [10], range(9, -1, -1))
+    model.graph.initializer.append(ten)
+    model.graph.node.append(helper.make_node("Gather", ["logits", "order"], ["turned"], axis=1))
+    model.graph.output.append(helper.make_tensor_value_info("turned", onnx.TensorProto.FLOAT, None))
+    return model
+
+
+def test_of_several_outputs_none_is_taken_for_the_scores_unless_named() -> None:
+    model = two_heads()
+    found = compare(model, model, source(IMAGES, model))
+    assert (found.output, found.agreement) == ("", None)
+    with pytest.raises(ValueError, match=r"needs one output of scores.*name the output"):
+        compare(model, model, source(IMAGES, model), metric=top1, labels=LABELS)
+    for name, labels in (("logits", LABELS), ("turned", 9 - LABELS)):
+        found = compare(
+            model, model, source(IMAGES, model), metric=top1, labels=labels, scores=name
+        )
+        assert (found.output, found.kind, found.num_classes) == (name, "scores", 10)
+        assert found.metric == f"top-1 accuracy of {name!r}"
+        assert found.metric_before == pytest.approx(446 / 450)
+
+
+def test_outputs_of_ragged_sequences_are_no_tensors_to_compare() -> None:
+    nodes = [
+        batch_norm_node(),
+        helper.make_node("SplitToSequence", ["y", "parts"], ["several"], axis=1),
+    ]
+    arrays = {**parameters(), "parts": np.array([1, 2])}
+    model = make_model(nodes, arrays=arrays)
+    kind = helper.make_tensor_sequence_value_info("several", onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(kind)
+    x = np.random.default_rng(0).normal(size=(9, 3, 5)).astype(np.float32)
+    found = compare(model, model, source(x, model))
+    assert (found.change, found.samples, found.output) == (0, 9, "y")
+
+
+def test_nan_is_no_decision() -> None:
+    scores = np.eye(4, dtype=np.float32)
+    scores[0] = np.nan
+    scores[1, 3] = np.nan
+    assert top1({"y": scores}, np.arange(4)) == 0.5
 
 
 def test_another_shape_is_an_infinite_change() -> None:

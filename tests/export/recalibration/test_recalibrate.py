@@ -173,7 +173,125 @@ def test_statistics_that_were_never_trained_count_nothing():
         np.testing.assert_allclose(var, [1, 4, 0.25], rtol=0.3)
     auto = export.recalibrate(single(arrays=arrays), values(50))
     assert auto.prior.weight == 0
-    assert "mean nothing" in auto.prior.reason
+    assert "0 and 1 in all nodes, as before any training" in auto.prior.reason
+
+
+def folded():
+    """The digits' network, its first node's statistics folded into scale and bias: 0 and 1."""
+    model = ir.load(MODEL)
+    norm = export.find_nodes(model)[0]
+    parts = (norm.scale, norm.bias, norm.mean, norm.var)
+    scale, bias, mean, var = (part.array.astype(float) for part in parts)
+    factor = scale / np.sqrt(var + norm.eps)
+    values = (factor * np.sqrt(1 + norm.eps), bias - factor * mean, 0 * mean, 0 * var + 1)
+    for value, array in zip(norm.node.inputs[1:], values, strict=True):
+        value.const_value = ir.tensor(array.astype(np.float32), name=value.name)
+    return model
+
+
+def test_one_node_of_0_and_1_switches_no_prior_off():
+    model = folded()
+    clean = export.recalibrate(model, IMAGES)
+    assert (clean.prior.weight, clean.changed) == (1, 0)
+    assert len(clean.prior.candidates) == 7
+    for name, pair in stored(model).items():
+        np.testing.assert_array_equal(stored(clean.model)[name], pair)
+    kept = export.recalibrate(model, DARK, prior=math.inf)
+    assert kept.changed == 0
+    for name, pair in stored(model).items():
+        np.testing.assert_array_equal(stored(kept.model)[name], pair)
+
+
+@METHODS
+def test_statistics_that_are_no_numbers_go_whatever_the_prior_and_the_row_says_so(method):
+    model = ir.load(MODEL)
+    norm = export.find_nodes(model)[1]
+    broken = ir.tensor(
+        np.full(norm.num_features, np.nan, np.float32), name=norm.node.inputs[3].name
+    )
+    norm.node.inputs[3].const_value = broken
+    result = export.recalibrate(model, DARK, prior=math.inf, method=method)
+    assert [row.action for row in result.rows] == ["kept", "re-estimated", *["kept"] * 3]
+    assert result.changed == 1
+    assert norm.name in result.prior.reason
+    assert all(np.isfinite(pair).all() for pair in stored(result.model).values())
+
+
+def spoilt_head():
+    """The digits' network with NaN in place of scores that are sure."""
+    model = onnx.load(MODEL)
+    nan = helper.make_tensor("nan", onnx.TensorProto.FLOAT, [], [math.nan])
+    limit = helper.make_tensor("limit", onnx.TensorProto.FLOAT, [], [2.0])
+    model.graph.initializer.extend([nan, limit])
+    for node in model.graph.node:
+        node.output[:] = ["whole" if name == "logits" else name for name in node.output]
+    model.graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["whole"], ["top"], axes=[1], keepdims=1),
+            helper.make_node("Less", ["limit", "top"], ["sure"]),
+            helper.make_node("Where", ["sure", "nan", "whole"], ["logits"]),
+        ]
+    )
+    return model
+
+
+def test_nan_in_the_outputs_is_wrong_and_is_warned_of():
+    result = export.recalibrate(spoilt_head(), DARK, labels=LABELS, prior=0)
+    assert result.held_out.metric_after < result.held_out.metric_before
+    assert not result
+    assert any("NaN or infinity stands in the outputs" in text for text in result.warnings)
+
+
+def regression(outputs):
+    """A batch norm, the mean over positions, and a map onto so many numbers."""
+    weight = np.random.default_rng(0).normal(size=(3, outputs)).astype(np.float32)
+    nodes = [
+        batch_norm_node(y="h"),
+        helper.make_node("ReduceMean", ["h"], ["flat"], axes=[2], keepdims=0),
+        helper.make_node("MatMul", ["flat", "w"], ["y"]),
+    ]
+    return make_model(nodes, arrays={**parameters(), "w": weight})
+
+
+@pytest.mark.parametrize("outputs", [1, 4])
+def test_a_large_change_of_numbers_is_warned_of_without_a_metric(outputs):
+    model, x = regression(outputs), values(100) + np.float32(30)
+    result = export.recalibrate(model, x, prior=0)
+    assert result.held_out.change > 1
+    words = "no output reads as classes" if outputs == 1 else "if 'y' is no scores of 4 classes"
+    assert any(words in text for text in result.warnings)
+    assert ("the outputs change by" if outputs == 1 else "('y', read as scores of 4") in (
+        result.summary
+    )
+    if outputs > 1:
+        named = export.recalibrate(model, x, prior=0, scores="y")
+        assert not any("is no scores" in text for text in named.warnings)
+    judged = export.recalibrate(model, x, prior=0, metric=lambda outputs, labels: 0.0)
+    assert not any("reads as classes" in w or "is no scores" in w for w in judged.warnings)
+
+
+def test_the_result_says_what_was_read_as_classes_and_how():
+    result = export.recalibrate(MODEL, DARK, labels=LABELS)
+    assert result.prior.reason.endswith("; judged by 'logits', read as scores of 10 classes")
+    assert "top-1 accuracy of 'logits'" in result.summary
+    assert "decisions stay ('logits', read as scores of 10 classes)" in result.summary
+    with pytest.raises(ValueError, match="no output 'scores' to read scores from"):
+        export.recalibrate(MODEL, DARK, scores="scores")
+
+
+def test_a_checkpoint_goes_with_a_result_that_holds_alone(tmp_path):
+    path = tmp_path / "run.checkpoint"
+    worse = {"metric": lambda outputs, labels: -float(np.abs(outputs["logits"]).mean())}
+    refused = export.recalibrate(MODEL, DARK, prior=0, checkpoint=path, **worse)
+    assert not refused
+    assert path.exists()
+    again = export.recalibrate(MODEL, DARK, prior=0, checkpoint=path, keep_checkpoint=True)
+    assert again
+    assert path.exists()
+    assert export.recalibrate(MODEL, DARK, prior=0, checkpoint=path)
+    assert not path.exists()
+    for name, pair in stored(refused.model).items():
+        np.testing.assert_array_equal(stored(again.model)[name], pair)
 
 
 def test_broken_statistics_are_replaced():
@@ -247,6 +365,15 @@ def test_the_bank_of_a_result_has_the_counts(tmp_path):
     assert stored(given.model).keys() == stored(result.model).keys()
     for name, pair in stored(result.model).items():
         np.testing.assert_array_equal(pair, stored(given.model)[name])
+
+
+@pytest.mark.parametrize(
+    ("prior", "domain"), [(math.inf, "1 stored + 0 dark"), (120, "0.25 stored + 0.75 dark")]
+)
+def test_the_bank_claims_no_counts_of_what_was_stored(prior, domain):
+    bank = export.recalibrate(MODEL, DARK, prior=prior).bank("dark")
+    assert {(found.samples, found.count) for found in bank.statistics.values()} == {(None, None)}
+    assert bank.domain == domain
 
 
 @METHODS

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnx_models
@@ -365,6 +366,21 @@ def test_a_value_between_stages_that_is_no_tensor_is_named():
         swept(model, [models.images(3, 3)])
 
 
+def test_a_value_of_bfloat16_is_named():
+    kind = np.dtype(ml_dtypes.bfloat16)
+    nodes = [
+        helper.make_node("Cast", ["x"], ["x16"], to=onnx.TensorProto.BFLOAT16),
+        BN("x16", "h16"),
+        helper.make_node("Cast", ["h16"], ["h"], to=onnx.TensorProto.FLOAT),
+        BN("h", "y", inputs=models.SECOND),
+    ]
+    arrays = models.parameters()
+    arrays |= {name: arrays[name].astype(kind) for name in "sbmv"}
+    model = onnx_models.make_model(nodes, arrays=arrays, shape=("N", 3, "H", "W"))
+    with pytest.raises(ModelError, match=r"value 'x16' is of bfloat16.*method 'batch' need not"):
+        swept(model, [models.images(3)])
+
+
 class Stop:
     """Raises on its n-th call."""
 
@@ -431,6 +447,17 @@ def test_tensors_that_are_gone_are_an_error_that_says_so(tmp_path):
         Checkpoint.open(path, "key") as checkpoint,
     ):
         swept(residual(), batches, checkpoint=checkpoint)
+
+
+def test_a_folder_of_something_else_beside_the_checkpoint_stays(tmp_path):
+    (tmp_path / "run.tensors").mkdir()
+    (tmp_path / "run.tensors" / "thesis.npy").write_text("mine")
+    with (
+        pytest.raises(CheckpointError, match=r"run\.tensors: holds files of something else"),
+        Checkpoint.open(tmp_path / "run", "key") as checkpoint,
+    ):
+        swept(residual(), [models.images(4, 3)], checkpoint=checkpoint)
+    assert (tmp_path / "run.tensors" / "thesis.npy").read_text() == "mine"
 
 
 def test_tensors_of_another_run_are_not_taken(tmp_path):

@@ -289,6 +289,47 @@ def test_the_fingerprint_tells_data_and_cuts_apart(tmp_path):
     assert open_source(path, [IMAGE]).fingerprint() != found[0]
 
 
+def test_the_fingerprint_tells_what_begins_alike_apart(tmp_path):
+    other = X.copy()
+    other[33, 1, 1] += 1
+    (tmp_path / "one.py").write_text(
+        "import numpy\ndef f():\n    yield numpy.zeros((1, 2, 3), 'f')"
+    )
+    (tmp_path / "two.py").write_text((tmp_path / "one.py").read_text() + "  # changed")
+    data = [X, other, iter(parts()), iter(np.split(other, 7))]
+    data += [f"{tmp_path / name}:f" for name in ("one.py", "two.py")]
+    found = [open_source(item, [IMAGE]).fingerprint() for item in data]
+    assert len(set(found)) == len(found)
+    assert open_source(iter(parts()), [IMAGE]).fingerprint() == found[2]
+    assert open_source(data[4], [IMAGE]).fingerprint() == found[4]
+
+
+def test_arrays_on_the_disk_are_told_by_some_of_their_rows(tmp_path):
+    big = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", F4, (600, 2, 3))
+    mark = open_source(big, [IMAGE]).fingerprint()
+    big[301] = 1  # is not looked at
+    assert open_source(big, [IMAGE]).fingerprint() == mark
+    big[2] = 1
+    assert open_source(big, [IMAGE]).fingerprint() != mark
+
+
+def test_what_is_shuffled_anew_on_each_pass_is_refused():
+    generator = np.random.default_rng(0)
+
+    def shuffled():
+        return iter([X[rows] for rows in np.split(generator.permutation(70), 7)])
+
+    message = "the data: gives other batches on each pass: switch shuffling"
+    with pytest.raises(DataError, match=message):
+        list(open_source(shuffled, [IMAGE]))
+    with pytest.raises(DataError, match=message):
+        split(open_source(shuffled, [IMAGE]))
+    source = open_source(parts(), [IMAGE])
+    source._open = shuffled
+    with pytest.raises(DataError, match=message):
+        source.select([(20, 30)])  # whose own first batch is another
+
+
 def test_what_does_not_fit_is_named(tmp_path):
     np.save(tmp_path / "a.npy", X)
     np.save(tmp_path / "b.npy", X.astype(np.float64))

@@ -61,7 +61,7 @@ def test_kept_tensors_outlive_the_object(tmp_path):
     again.free(3, "a")
     with pytest.raises(CheckpointError, match=r"run\.tensors lacks 3-"):
         again.get(3, "a")
-    assert len(files(folder)) == 2
+    assert len(list(folder.glob("*.npy"))) == 2
     again.remove()
     again.remove()
     assert not folder.exists()
@@ -76,6 +76,59 @@ def test_a_write_that_fails_leaves_the_tensor_before(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(np, "save", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(
+        OSError, match=r"run\.tensors/0-\S+: cannot be written: no space.*make room"
+    ):
         tensors.put(0, {"a": SMALL + 1})
     assert same(tensors.get(0, "a"), SMALL)
+    assert not list(tensors.folder.glob("*.partial*"))
+    with (
+        ScratchTensors(0, tmp_path) as scratch,
+        pytest.raises(OSError, match=r"1\.npy: .*no space left; give another scratch folder"),
+    ):
+        scratch.put(0, {"a": SMALL})
+
+
+@pytest.mark.parametrize("name", ["thesis.npy", "notes", "0-me.npy"])
+def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path, name):
+    folder = tmp_path / "run.tensors"
+    folder.mkdir()
+    (folder / name).write_text("mine")
+    tensors = KeptTensors(folder)
+    with pytest.raises(CheckpointError, match=r"run\.tensors: holds files of something else"):
+        tensors.put(0, {"a": SMALL})
+    tensors.remove()
+    assert [(path.name, path.read_text()) for path in folder.iterdir()] == [(name, "mine")]
+
+
+def test_what_others_put_into_the_folder_stays(tmp_path):
+    tensors = KeptTensors(tmp_path / "run.tensors")
+    tensors.put(0, {"a": SMALL})
+    (tensors.folder / "thesis.npy").write_text("mine")
+    tensors.remove()
+    assert [path.name for path in files(tmp_path)] == ["thesis.npy"]
+
+
+def test_an_empty_folder_is_taken_and_a_file_is_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    KeptTensors(tmp_path / "empty").put(0, {"a": SMALL})
+    assert same(KeptTensors(tmp_path / "empty").get(0, "a"), SMALL)
+    (tmp_path / "file").write_text("mine")
+    tensors = KeptTensors(tmp_path / "file")
+    with pytest.raises(CheckpointError, match="file: a file, where the checkpoint needs a folder"):
+        tensors.put(0, {"a": SMALL})
+    tensors.remove()
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("array", [SMALL, LARGE, WORDS], ids=["small", "mapped", "words"])
+@pytest.mark.parametrize("cut", [0, 5, 50, -1, None], ids=str)
+def test_a_damaged_file_is_an_error_that_says_so(tmp_path, array, cut):
+    tensors = KeptTensors(tmp_path / "run.tensors")
+    tensors.put(0, {"a": array})
+    (path,) = tensors.folder.glob("*.npy")
+    content = path.read_bytes()
+    zeroed = content[:-40] + bytes(32) + content[-8:]  # as after a torn write
+    path.write_bytes(zeroed if cut is None else content[:cut])
+    with pytest.raises(CheckpointError, match=r"\.npy is damaged.*delete both to start anew"):
+        tensors.get(0, "a")
