@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -66,6 +67,8 @@ def require_elsewhere(output: Path, *inputs: Path | None) -> None:
         raise ValueError(f"{output}: the output is a folder, expected a file name")
     if not output.parent.is_dir():
         raise ValueError(f"{output}: there is no folder {output.parent}")
+    if not os.access(output.parent, os.W_OK):
+        raise ValueError(f"{output}: the folder {output.parent} cannot be written to")
 
 
 def named_files(text: str) -> tuple[Path, ...]:
