@@ -215,7 +215,7 @@ def test_a_checkpoint_lasts_until_the_model_is_written(invoke, worse, tmp_path, 
 
 
 def test_an_address_that_is_none_is_one_line_and_quick(invoke, data, tmp_path):
-    pytest.importorskip("distributed")
+    pytest.importorskip("distributed", reason="needs the extra [dask]")
     begun = time.monotonic()
     out = tmp_path / "out.onnx"
     shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, "--dask", "rubbish")

@@ -13,7 +13,7 @@ import onnx_models
 import onnxruntime
 import pytest
 import recalibration_models
-from pretended_cuda import CPU, CUDA, PretendedCuda
+from pretended_cuda import CPU, CUDA
 
 import cbn
 from cbn import export
@@ -25,19 +25,6 @@ from cbn.export.sessions import make_session, run_session, why_no_cuda
 ROOT = Path(__file__).parents[2]
 FLOAT32 = np.dtype(np.float32)
 TF32 = [(CUDA, {"use_tf32": 1})]
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    """Start to pretend; the arguments are those of ``PretendedCuda``."""
-
-    def start(*arguments, **options) -> PretendedCuda:
-        pretended = PretendedCuda(*arguments, **options)
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-        monkeypatch.setattr(onnxruntime, "InferenceSession", pretended)
-        return pretended
-
-    return start
 
 
 def layer(training: bool = False) -> cbn.BatchNorm2d:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx_models
-import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
-from pretended_cuda import CPU, CUDA, PretendedCuda
+from pretended_cuda import CPU, CUDA
 
 from cbn.export.files import load
 from cbn.export.placement import Placed, fallen_back, refused_by_cuda, shape_nodes
@@ -44,19 +43,6 @@ def flattening(names: bool = True) -> onnx.ModelProto:
 
 def placed_on_cpu(*nodes: tuple[str, str]) -> list[Placed]:
     return [Placed(CPU, name, op_type) for name, op_type in nodes]
-
-
-@pytest.fixture
-def pretend(monkeypatch):
-    """Start to pretend; the arguments are those of ``PretendedCuda``."""
-
-    def start(*arguments, **options) -> PretendedCuda:
-        pretended = PretendedCuda(*arguments, **options)
-        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-        monkeypatch.setattr(onnxruntime, "InferenceSession", pretended)
-        return pretended
-
-    return start
 
 
 def test_shape_nodes_compute_with_sizes_and_nothing_else():

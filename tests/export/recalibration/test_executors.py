@@ -137,8 +137,8 @@ def test_without_dask_the_extra_is_named(monkeypatch):
     ],
 )
 def test_an_address_where_no_scheduler_is_is_named(address, error, message):
-    dask = pytest.importorskip("dask")
-    pytest.importorskip("distributed")
+    dask = pytest.importorskip("dask", reason="needs the extra [dask]")
+    pytest.importorskip("distributed", reason="needs the extra [dask]")
     with (
         dask.config.set({"distributed.comm.timeouts.connect": "300ms"}),
         pytest.raises(error, match=message),
@@ -148,7 +148,7 @@ def test_an_address_where_no_scheduler_is_is_named(address, error, message):
 
 @pytest.fixture
 def cluster(measure):
-    distributed = pytest.importorskip("distributed")
+    distributed = pytest.importorskip("distributed", reason="needs the extra [dask]")
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
     ) as local:

@@ -39,6 +39,21 @@ def bits(result):
     return b"".join(array.tobytes() for array in arrays)
 
 
+def go_on(images, method, path, expected):
+    """Start again from a checkpoint, to the same bits; what the progress was told."""
+    told = []
+    result = export.recalibrate(
+        MODEL,
+        images,
+        method=method,
+        checkpoint=path,
+        progress=lambda *what: told.append(what),
+        **OPTIONS,
+    )
+    assert bits(result) == expected[method]
+    return told
+
+
 @pytest.fixture(scope="module")
 def expected(images):
     return {
@@ -63,16 +78,7 @@ def test_interrupted_and_resumed(images, expected, tmp_path, method, stop):
             MODEL, images, method=method, checkpoint=path, progress=interrupt, **OPTIONS
         )
     assert path.exists()
-    told = []
-    result = export.recalibrate(
-        MODEL,
-        images,
-        method=method,
-        checkpoint=path,
-        progress=lambda *what: told.append(what),
-        **OPTIONS,
-    )
-    assert bits(result) == expected[method]
+    told = go_on(images, method, path, expected)
     assert told[0][1] == stop + 1  # it went on
     assert list(tmp_path.iterdir()) == []
 
@@ -122,16 +128,7 @@ def test_killed_and_resumed(images, expected, tmp_path, method):
     )
     assert done.returncode == -signal.SIGKILL
     assert path.exists()
-    told = []
-    result = export.recalibrate(
-        MODEL,
-        images,
-        method=method,
-        checkpoint=path,
-        progress=lambda *what: told.append(what),
-        **OPTIONS,
-    )
-    assert bits(result) == expected[method]
+    told = go_on(images, method, path, expected)
     assert told[0][1] > 1  # it went on
     assert list(tmp_path.iterdir()) == []
 
