@@ -16,9 +16,9 @@ import cbn
 from . import opsets, recompute
 from .build import Form, to_onnx
 from .check_report import CrosscheckReport, CrosscheckRow, make_row
-from .data import DataLike, batches, load_data
+from .data import DataLike, batches, load_or_random
 from .files import ModelError, ModelLike, load
-from .inputs import Feeds, model_inputs, random_inputs
+from .inputs import Feeds, model_inputs
 from .nodes import BatchNormNode, find_nodes
 from .outputs import OutputCheck, check_outputs
 from .placement import CUDA
@@ -98,11 +98,10 @@ def crosscheck(
     model = inline_functions(load(subject))
     nodes = find_nodes(model)
     _require_runnable(nodes, subject)
-    inputs = model_inputs(model)
-    feeds = random_inputs(model, seed) if x is None else load_data(x, inputs)
-    parts = list(batches(feeds, inputs))
+    feeds, words = load_or_random(model, x, seed)
+    parts = list(batches(feeds, model_inputs(model)))
     try:
-        return CrosscheckReport(_model_rows(model, nodes, parts, providers, num_threads))
+        return CrosscheckReport(_model_rows(model, nodes, parts, providers, num_threads), words)
     except RunError as error:
         if x is not None:
             raise
@@ -166,13 +165,9 @@ def _check_layer(
     spelled = np.dtype(bn.dtype).itemsize < 4 or uses_cuda(providers)
     spelled = spelled and (bn.training or bn.running_mean is None)
     form: Form = "primitives" if spelled else "batchnorm"
-    rank = None if x is None else _rank(bn, np.asarray(x))
-    model = load(to_onnx(bn, form=form, rank=rank))
-    inputs = model_inputs(model)
-    if x is None:
-        feeds = random_inputs(model, seed, batch=_LAYER_BATCH, size=_LAYER_SIZE)
-    else:
-        feeds = load_data(np.asarray(x), inputs)
+    given = None if x is None else np.asarray(x)
+    model = load(to_onnx(bn, form=form, rank=None if given is None else _rank(bn, given)))
+    feeds, words = load_or_random(model, given, seed, batch=_LAYER_BATCH, size=_LAYER_SIZE)
     twin = _as_stored(bn)
     expected = {"y": twin(feeds["x"])}
     rows = _model_rows(model, find_nodes(model), [feeds], providers, num_threads)
@@ -186,7 +181,7 @@ def _check_layer(
         make_row("layer", name, actual[name].shape, provider, agreement, mode=None)
         for name, agreement in agreements.items()
     )
-    return CrosscheckReport(rows + own)
+    return CrosscheckReport(rows + own, words)
 
 
 def _rank(bn: Layer, x: np.ndarray) -> int | None:

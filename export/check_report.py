@@ -73,7 +73,16 @@ class CrosscheckRow:
 
 @dataclasses.dataclass(frozen=True)
 class CrosscheckReport(Report):
-    """The rows of a check: nodes, then outputs, then results of the layer if one was given."""
+    """The rows of a check: nodes, then outputs, then results of the layer if one was given.
+
+    Attributes
+    ----------
+    rows : tuple of CrosscheckRow
+    inputs : str
+        What was run, in words: the file, or random inputs and their seed.
+    """
+
+    inputs: str = ""
 
     columns: ClassVar[tuple[str, ...]] = (
         "name",

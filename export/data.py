@@ -11,9 +11,17 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import onnx
 
-from .inputs import Feeds, ModelInput
+from .files import ModelLike
+from .inputs import (
+    RANDOM_BATCH,
+    RANDOM_SIZE,
+    Feeds,
+    ModelInput,
+    model_inputs,
+    random_inputs,
+)
 
-__all__ = ["DataError", "DataLike", "batches", "load_data"]
+__all__ = ["DataError", "DataLike", "batches", "load_data", "load_or_random"]
 
 DataLike = str | os.PathLike[str] | Mapping[str, Any] | np.ndarray | Sequence[Any]
 
@@ -52,7 +60,7 @@ def load_data(data: DataLike, inputs: Sequence[ModelInput]) -> Feeds:
         - ``.npy``: the input of a model that has one.
         - ``.npz``: an array for each input, by its name. Arrays that are no input, such as labels,
           are ignored. A model with one input also takes the only array of the file that fits
-          it, whatever its name.
+          it, whatever its name; reports say so.
         - ``.pb``: an ONNX TensorProto, the input of a model that has one.
         - a folder: ONNX test data, ``input_0.pb``, ``input_1.pb``, ... in the order of the inputs.
         - a mapping of names to arrays (like ``.npz``), or an array (like ``.npy``).
@@ -72,6 +80,50 @@ def load_data(data: DataLike, inputs: Sequence[ModelInput]) -> Feeds:
     DataError
         When a file cannot be read, an input is missing, or a type, rank or dimension does not fit.
     """
+    return _load(data, inputs)[0]
+
+
+def load_or_random(
+    model: ModelLike,
+    data: DataLike | None = None,
+    seed: int = 0,
+    *,
+    batch: int = RANDOM_BATCH,
+    size: int = RANDOM_SIZE,
+) -> tuple[Feeds, str]:
+    """Read input data for a model, or make some up, and say in words what they are.
+
+    Parameters
+    ----------
+    model : str, os.PathLike, bytes, onnx.ModelProto or onnx_ir.Model
+    data : optional
+        What `load_data` takes; None for seeded random inputs.
+    seed, batch, size
+        As for ``random_inputs``.
+
+    Returns
+    -------
+    feeds : dict of str to numpy.ndarray
+    words : str
+        Such as ``random inputs (seed 0)`` or the name of the file, with a remark where an array
+        went to an input of another name.
+
+    Raises
+    ------
+    DataError
+        When the data cannot be read or does not fit.
+    ModelError
+        When no random inputs can be made.
+    """
+    if data is None:
+        return random_inputs(model, seed, batch=batch, size=size), f"random inputs (seed {seed})"
+    feeds, remark = _load(data, model_inputs(model))
+    words = os.fspath(data) if isinstance(data, str | os.PathLike) else "the given data"
+    return feeds, f"{words} ({remark})" if remark else words
+
+
+def _load(data: DataLike, inputs: Sequence[ModelInput]) -> tuple[Feeds, str]:
+    """Read data, with a remark on the names of its arrays."""
     if isinstance(data, str | os.PathLike):
         found, origin = _read(Path(data), inputs), str(data)
     elif isinstance(data, Mapping):
@@ -82,7 +134,7 @@ def load_data(data: DataLike, inputs: Sequence[ModelInput]) -> Feeds:
     for declared in inputs:
         check_input(feeds[declared.name], declared)
     cut_size(feeds, inputs)
-    return feeds
+    return feeds, renamed(found, feeds)
 
 
 def batches(
@@ -222,6 +274,15 @@ def choose(
     names = ", ".join(f"{name!r} ({array.dtype} {array.shape})" for name, array in found.items())
     wanted = f"{missing[0].name!r}, {missing[0]}"
     raise DataError(f"{origin} has no array for input {wanted}; it has {names or 'none'}")
+
+
+def renamed(found: Mapping[str, Any], chosen: Mapping[str, Any]) -> str:
+    """Say which array `choose` took for an input of another name; empty where it took none."""
+    for name, array in chosen.items():
+        if name not in found:
+            given = next(key for key, item in found.items() if item is array)
+            return f"array {given!r} is taken for the input {name!r}, as the only one that fits"
+    return ""
 
 
 def check_input(array: Shaped, declared: ModelInput) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import onnx
 import onnx_ir as ir
 
 from .soundness import check_definitions, check_graphs, every_graph, first_sparse
+from .whole_file import WriteError, obstacle, whole_file
 
 __all__ = ["LARGEST_INLINE", "ModelError", "ModelLike", "load", "save"]
 
@@ -69,9 +69,8 @@ def load(model: ModelLike) -> ir.Model:
 def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> None:
     """Write a model, whole or not at all.
 
-    The file is written to a temporary folder beside the target and renamed. A model that came
-    with external data, or that is too large for one protobuf message, gets its tensors in
-    ``<name>.data`` beside it.
+    A model that came with external data, or that is too large for one protobuf message, gets its
+    tensors in ``<name>.data`` beside it.
 
     Parameters
     ----------
@@ -90,13 +89,9 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
         raise TypeError(
             f"expected an onnx.ModelProto or onnx_ir.Model to save, got {type(model).__name__}"
         )
+    if reason := obstacle(path):
+        raise ModelError(f"cannot write {path}: {reason}")
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise ModelError(f"cannot write {path}: it is a folder")
-    if target.exists() and not target.is_file():
-        raise ModelError(f"cannot write {path}: it is a device, pipe or socket, not a file")
-    if not target.parent.is_dir():
-        raise ModelError(f"cannot write {path}: there is no folder {target.parent}")
     data_name = f"{target.name}.data"
     opened = load(model)
     external = [t for _, t in _tensors(opened) if isinstance(t, ir.ExternalTensor)]
@@ -107,19 +102,15 @@ def save(model: onnx.ModelProto | ir.Model, path: str | os.PathLike[str]) -> Non
                 "save under another name"
             )
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            written = Path(folder, target.name)
+        with whole_file(path) as written:
             if external or sum(t.nbytes for _, t in _tensors(opened)) > LARGEST_INLINE:
                 ir.save(_inline_attributes(opened.clone()), written, external_data=data_name)
             elif isinstance(model, onnx.ModelProto):
                 onnx.save(model, written)
             else:
                 ir.save(opened, written)
-            if Path(folder, data_name).exists():
-                os.replace(Path(folder, data_name), target.parent / data_name)
-            os.replace(written, target)
-    except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror or error}") from error
+    except WriteError as error:
+        raise ModelError(str(error)) from error
 
 
 def weight_files(model: ModelLike) -> list[Path]:

@@ -9,9 +9,9 @@ from typing import Literal, get_args
 import numpy as np
 import onnx_ir as ir
 
-from .data import DataLike, batches, load_data
+from .data import DataLike, batches, load_or_random
 from .files import ModelError, ModelLike
-from .inputs import model_inputs, random_inputs
+from .inputs import model_inputs
 from .lower import CannotLower, lower_training
 from .nodes import BatchNormNode, find_nodes
 from .prepare import prepare
@@ -272,7 +272,7 @@ def _differences(
     """Run both models and say how far the outputs moved; a note where they cannot be run."""
     inputs = model_inputs(before)
     try:
-        feeds = random_inputs(before, seed) if data is None else load_data(data, inputs)
+        feeds, words = load_or_random(before, data, seed)
         sessions = [
             make_session(model, providers, optimize=False, num_threads=num_threads)
             for model in (before, after)
@@ -282,7 +282,6 @@ def _differences(
         ]
     except ModelError as error:
         return (), (f"the outputs before and after were not compared: {error}",)
-    words = "the given data" if data is not None else f"random inputs (seed {seed})"
     found = tuple(
         Difference.between(name, [old[name] for old, _ in pairs], [new[name] for _, new in pairs])
         for name in pairs[0][0]

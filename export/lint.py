@@ -10,7 +10,7 @@ from .files import ModelLike, load
 from .lookalikes import find_lookalikes
 from .nodes import find_nodes
 from .remarks import Remark, make_remark, node_remarks
-from .results import Report
+from .results import Report, counted
 
 __all__ = ["LintReport", "LintRow", "lint"]
 
@@ -62,7 +62,7 @@ class LintReport(Report):
         if not self.rows:
             return "nothing to remark"
         counts = [(self.count(severity), severity) for severity in _ORDER]
-        return ", ".join(f"{n} {word}{'' if n == 1 else 's'}" for n, word in counts if n)
+        return ", ".join(counted(n, word) for n, word in counts if n)
 
     def __str__(self) -> str:
         if not self.rows:

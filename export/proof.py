@@ -31,11 +31,12 @@ import numpy as np
 import onnx_ir as ir
 
 from .branches import Branch, changed_branches, force
-from .data import DataLike, batches, load_data
+from .data import DataLike, batches, load_or_random
 from .evaluation import Bench, Value
 from .files import ModelError, ModelLike, load
-from .inputs import Feeds, model_inputs, random_inputs
+from .inputs import Feeds, model_inputs
 from .proof_report import ProofReport, ProofRow
+from .results import counted
 from .sessions import Providers, make_session, run_session
 from .surgery import inline_functions, value_names
 from .tolerance import output_ulp, ulp
@@ -128,11 +129,7 @@ def prove(
         missing = sorted(set(names) - value_names(model.graph))
         if missing:
             raise ModelError(f"the main graph of the model has no value {missing[0]!r}")
-    if data is not None:
-        feeds, words = load_data(data, inputs), "the given data"
-    else:
-        words = f"random inputs (seed {seed})"
-        feeds = random_inputs(old, seed)
+    feeds, words = load_or_random(old, data, seed)
     failure = _mismatch(old, new)
     if failure:
         return ProofReport((), inputs=words, failure=failure)
@@ -156,7 +153,7 @@ def prove(
     for branch in branches[:MOST_BRANCHES]:
         rows += _force(branch, old, new, parts, providers, num_threads)
     if left := len(branches[MOST_BRANCHES:]):
-        many = f"{left} more changed branch{'' if left == 1 else 'es'} of If nodes"
+        many = f"{counted(left, 'more changed branch')} of If nodes"
         value = dataclasses.replace(values[0], kind="forced")
         rows.append(_unjudged(value, f"not compared: {many}", ok=True))
     return ProofReport(tuple(rows), words, bench.reference)

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from .results import Report, to_plain
+from .results import Report, counted, to_plain
 
 __all__ = ["ProofReport", "ProofRow"]
 
@@ -123,9 +123,7 @@ class ProofReport(Report):
             for kind, noun in _KINDS.items()
         ]
         if self.ok:
-            counts = " and ".join(
-                f"{len(held)} {kind}{'' if len(held) == 1 else 's'}" for kind, held in kinds if held
-            )
+            counts = " and ".join(counted(len(held), kind) for kind, held in kinds if held)
             return f"proved on {self.inputs}, measured against {self.reference}: {counts} as before"
         failed = next(row for row in self.rows if not row.ok)
         number = sum(not row.ok for row in self.rows)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-__all__ = ["Report", "Row", "format_table", "is_numeric", "to_plain"]
+__all__ = ["Report", "Row", "counted", "format_table", "is_numeric", "to_plain"]
 
 _NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?(e[-+]?\d+)?|inf|nan)|[-?]", re.IGNORECASE)
 
@@ -76,6 +76,12 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Iterable):
         return [to_plain(item) for item in value]
     return str(value)
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 node``, ``12 nodes``, ``3 batches``."""
+    plural = "" if number == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}{plural}"
 
 
 def is_numeric(cells: Sequence[str]) -> bool:

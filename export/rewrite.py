@@ -14,7 +14,7 @@ from .data import DataLike
 from .files import ModelError, ModelLike, load
 from .nodes import BatchNormNode, find_nodes
 from .proof import ProofReport, prove
-from .results import Report, to_plain
+from .results import Report, counted, to_plain
 from .sessions import Providers
 
 __all__ = [
@@ -189,8 +189,7 @@ class RewriteResult(Report):
         proof = "nothing to prove" if not self.changed else "not proved: no proof was asked for"
         if self.proof is not None:
             proof = self.proof.summary
-        plural = "" if len(self.rows) == 1 else "s"
-        return f"{self.changed} of {len(self.rows)} node{plural} changed; {proof}"
+        return f"{self.changed} of {counted(len(self.rows), 'node')} changed; {proof}"
 
     def __str__(self) -> str:
         parts = [super().__str__(), *self.notes, self.summary]

@@ -38,7 +38,7 @@ def check(
     """
     from cbn import export
 
-    with working(f"checking {model}"), about(model, data):
+    with working(f"checking {model}"), about(model, data=data):
         report = export.crosscheck(
             model, data, providers=provider.value, seed=seed, num_threads=threads
         )
@@ -57,10 +57,10 @@ def _verdict(report: CrosscheckReport) -> str:
     )
     if report:
         checked = f"{count(len(nodes), 'node')} and {count(len(outputs), 'output')}"
-        return f"{checked} within tolerance"
+        return f"{checked} within tolerance, on {report.inputs}"
     failed = [
         f"{len(held) - sum(held)} of {count(len(held), noun)}"
         for held, noun in ((nodes, "node"), (outputs, "output"))
         if not all(held)
     ]
-    return f"{' and '.join(failed)} not within tolerance"
+    return f"{' and '.join(failed)} not within tolerance, on {report.inputs}"

@@ -7,13 +7,23 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cbn.cli.data_options import BatchSize, Images, Limit, Patterns, Report, Samples
-from cbn.cli.errors import about
-from cbn.cli.extras import extras
-from cbn.cli.options import AsJson, Model, Provider, ProviderChoice, Threads
-from cbn.cli.output import print_json, printable
+from cbn.cli.destinations import model_files, named_files, require_file, require_outside
+from cbn.cli.errors import about, extras
+from cbn.cli.options import (
+    AsJson,
+    BatchSize,
+    Images,
+    Limit,
+    Model,
+    Patterns,
+    Provider,
+    ProviderChoice,
+    Report,
+    Samples,
+    Threads,
+)
+from cbn.cli.output import print_json, print_text
 from cbn.cli.progress import progress_bar
-from cbn.cli.rewriting import named_files, require_elsewhere, require_outside
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -47,14 +57,12 @@ def drift(
     Example: cbn drift model.onnx --data images.npz --report drift.html
     """
     from cbn.export import recalibration
-    from cbn.export.files import weight_files
 
+    named = (*named_files(data), images)
     if report is not None:
-        with about(model):
-            held = weight_files(model)
-        require_elsewhere(report, model, images, *named_files(data), *held)
-        require_outside(report, Path(data))
-    with progress_bar(f"reading {data}") as show, about(model, Path(data)), extras():
+        require_file("--report", report, *model_files(model), *named)
+        require_outside("--report", report, Path(data))
+    with progress_bar(f"reading {data}") as show, about(model, *named, data=Path(data)), extras():
         found = recalibration.drift(
             model,
             data,
@@ -78,12 +86,17 @@ def drift(
 
 def _print(found: DriftReport) -> None:
     print_report(found)
-    ranking = [f"{place}. {printable(name)}" for place, name in enumerate(found.ranking, 1)]
-    typer.echo(f"\nlargest drift first: {', '.join(ranking[:RANKED])}")
+    ranking = [f"{place}. {name}" for place, name in enumerate(found.ranking, 1)]
+    for note in found.notes:
+        typer.echo()
+        print_text(note)
+    typer.echo()
+    print_text(f"largest drift first: {', '.join(ranking[:RANKED])}")
     typer.echo()
     for text in found.verdicts:
-        typer.echo(f"- {printable(text)}")
-    typer.echo(
-        "\nHow large a drift is does not tell whether other statistics would help: cbn recalibrate "
+        print_text(text, mark="- ")
+    typer.echo()
+    print_text(
+        "How large a drift is does not tell whether other statistics would help: cbn recalibrate "
         "measures that."
     )

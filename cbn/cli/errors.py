@@ -14,7 +14,15 @@ from typer.core import TyperGroup
 
 from cbn.cli.output import printable
 
-__all__ = ["BAD_INPUT", "BROKEN_PIPE", "DOES_NOT_HOLD", "INTERRUPTED", "CommandGroup", "about"]
+__all__ = [
+    "BAD_INPUT",
+    "BROKEN_PIPE",
+    "DOES_NOT_HOLD",
+    "INTERRUPTED",
+    "CommandGroup",
+    "about",
+    "extras",
+]
 
 DOES_NOT_HOLD = 1
 BAD_INPUT = 2
@@ -23,14 +31,34 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 @contextmanager
-def about(*paths: Path | None) -> Iterator[None]:
-    """Put the first of the paths before an error's message that names none of them."""
+def about(file: Path, *others: Path | str | None, data: Path | None = None) -> Iterator[None]:
+    """Put the file that an error is about before its message, where that names none, nor `others`.
+
+    What is wrong with data is about `data`, all else about `file`.
+    """
     try:
         yield
     except (ValueError, TypeError) as error:
-        if any(str(path) in str(error) for path in paths if path is not None):
+        if any(str(path) in str(error) for path in (file, data, *others) if path is not None):
             raise
-        raise ValueError(f"{paths[0]}: {error}") from error
+        raise ValueError(f"{_subject(error, file, data)}: {error}") from error
+
+
+def _subject(error: Exception, file: Path, data: Path | None) -> Path:
+    from cbn.export import DataError
+
+    return data if data is not None and isinstance(error, DataError) else file
+
+
+@contextmanager
+def extras() -> Iterator[None]:
+    """Make bad input, one line that names the extra, of a package that is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise  # a defect, or a broken installation: with its traceback
+        raise ValueError(str(error)) from error
 
 
 class CommandGroup(TyperGroup):

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from cbn.cli.destinations import require_file, written_with
 from cbn.cli.errors import about
-from cbn.cli.options import AsJson
+from cbn.cli.options import AsJson, Output
 from cbn.cli.output import print_json
 from cbn.cli.weights import read_layer
 
@@ -35,12 +36,7 @@ def export(
             show_default=False,
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="OUT", help="The ONNX file to write.", show_default=False
-        ),
-    ],
+    output: Output,
     prefix: Annotated[
         str | None,
         typer.Option(
@@ -104,8 +100,8 @@ def export(
     """
     from cbn import export as onnx_export
 
-    if output.exists() and output.samefile(weights):
-        raise ValueError(f"{output}: the output would overwrite the weights; choose another name")
+    for target in written_with(output):
+        require_file("--output", target, weights)
     state = read_layer(weights, prefix)
     with about(weights):
         missing = [key for key in ("running_mean", "running_var") if key not in state]

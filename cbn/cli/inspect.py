@@ -6,7 +6,7 @@ import typer
 
 from cbn.cli.errors import DOES_NOT_HOLD, about
 from cbn.cli.options import AsJson, Model
-from cbn.cli.output import print_json, working
+from cbn.cli.output import print_json, print_text, working
 from cbn.cli.tables import print_report
 
 __all__ = ["inspect"]
@@ -35,6 +35,6 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
         if report.meanings:
             typer.echo()
         for code, text in report.meanings.items():
-            typer.echo(f"{code}: {text}")
+            print_text(f"{code}: {text}")
     if not report:
         raise typer.Exit(DOES_NOT_HOLD)

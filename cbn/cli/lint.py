@@ -8,7 +8,7 @@ import typer
 
 from cbn.cli.errors import DOES_NOT_HOLD, about
 from cbn.cli.options import AsJson, Model
-from cbn.cli.output import print_json, print_verdict, printable, working
+from cbn.cli.output import print_json, print_text, print_verdict, working
 from cbn.cli.tables import print_report
 
 __all__ = ["lint"]
@@ -40,7 +40,8 @@ def lint(
             print_report(report)
             typer.echo()
         for code, (text, advice) in report.meanings.items():
-            typer.echo(f"{printable(code)}: {text}.\n  What to do: {advice}.")
+            print_text(f"{code}: {text}.")
+            print_text(f"What to do: {advice}.", mark="  ")
         if report.rows:
             typer.echo()
         print_verdict(holds, report.summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ __all__ = [
     "make_console",
     "print_json",
     "print_pairs",
+    "print_text",
     "print_verdict",
     "printable",
     "working",
@@ -29,6 +31,21 @@ def print_json(data: Mapping[str, Any]) -> None:
     sys.stdout.write(json.dumps(data, indent=2, allow_nan=False) + "\n")
 
 
+def print_text(text: str, mark: str = "") -> None:
+    """Print a paragraph, beside a mark: wrapped on a terminal, one line elsewhere."""
+    console = make_console()
+    line = f"{mark}{printable(text)}"
+    if console.is_terminal:
+        line = textwrap.fill(
+            line,
+            console.width,
+            subsequent_indent=" " * len(mark),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    sys.stdout.write(f"{line}\n")
+
+
 def print_pairs(pairs: Mapping[str, Any]) -> None:
     """Print names and values, one pair a line."""
     width = max(map(len, pairs))
@@ -36,12 +53,16 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
         print(f"{name:<{width}}  {printable(str(value))}")
 
 
-def print_verdict(ok: bool, text: str, *, nothing: bool = False) -> None:
-    """Print the closing line: green when it holds, red when it does not, yellow for `nothing`."""
-    word = "nothing changed" if nothing else "passed" if ok else "FAILED"
-    style = "bold yellow" if nothing else "bold green" if ok else "bold red"
+def print_verdict(ok: bool, text: str, *, instead: str = "") -> None:
+    """Print the closing line: green when it holds, red when it does not.
+
+    Where it holds and that says too much, `instead` of "passed" is in yellow.
+    """
+    word = (instead or "passed") if ok else "FAILED"
+    style = ("bold yellow" if instead else "bold green") if ok else "bold red"
     line = Text(f"{word}: {printable(text)}", style=style)
-    write(make_console(), line, soft_wrap=True)
+    console = make_console()
+    write(console, line, soft_wrap=not console.is_terminal)
 
 
 @contextmanager

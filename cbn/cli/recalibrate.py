@@ -9,13 +9,31 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cbn.cli.data_options import BatchSize, Images, Limit, Patterns, Report, Samples
-from cbn.cli.errors import DOES_NOT_HOLD, about
-from cbn.cli.extras import extras
-from cbn.cli.options import AsJson, Model, Output, Provider, ProviderChoice, Threads
-from cbn.cli.output import print_json, print_verdict, printable, working
+from cbn.cli.destinations import (
+    model_files,
+    named_files,
+    require_apart,
+    require_file,
+    require_outside,
+    written_with,
+)
+from cbn.cli.errors import DOES_NOT_HOLD, about, extras
+from cbn.cli.options import (
+    AsJson,
+    BatchSize,
+    Images,
+    Limit,
+    Model,
+    Output,
+    Patterns,
+    Provider,
+    ProviderChoice,
+    Report,
+    Samples,
+    Threads,
+)
+from cbn.cli.output import print_json, print_text, print_verdict, working
 from cbn.cli.progress import progress_bar
-from cbn.cli.rewriting import named_files, require_apart, require_elsewhere, require_outside
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -158,19 +176,23 @@ def recalibrate(
     """
     from cbn import export
     from cbn.export import recalibration
-    from cbn.export.files import weight_files
+    from cbn.export.recalibration.data.labels import FOLDERS
 
-    with about(model):
-        held = weight_files(model)
-    given = [file for item in (data, labels) if item is not None for file in named_files(item)]
-    beside = [item for item in (report, stats) if item is not None]
-    targets = (output, output.with_name(f"{output.name}.data"), *beside)
-    require_apart(*targets, checkpoint)
-    for target in targets:
-        require_elsewhere(target, model, checkpoint, images, *given, *held)
-    for target in (*targets, *([checkpoint] if checkpoint is not None else [])):
-        require_outside(target, Path(data))
-    with progress_bar(f"reading {data}") as show, about(model, *given, checkpoint), extras():
+    if not held_out and (prior == "auto" or labels is not None):
+        option = "--labels" if labels is not None else "--prior auto"
+        raise ValueError(f"{option} needs data that is held out, and --held-out is 0")
+    files = [data, *([labels] if labels not in (None, FOLDERS) else [])]
+    given = [file for item in files for file in named_files(item)]
+    read = (*model_files(model), *given, images)
+    outputs = [("--output", target) for target in written_with(output)]
+    others = {"--report": report, "--stats": stats, "--checkpoint": checkpoint}
+    outputs += [(option, path) for option, path in others.items() if path is not None]
+    require_apart(*(path for _, path in outputs))
+    for option, path in outputs:
+        require_file(option, path, *read)
+        require_outside(option, path, Path(data))
+    named = (*given, images, checkpoint, dask)
+    with progress_bar(f"reading {data}") as show, about(model, *named, data=Path(data)), extras():
         result = export.recalibrate(
             model,
             data,
@@ -233,8 +255,11 @@ def _print(result: RecalibrationResult) -> None:
     print_report(result.evidence)
     for text in (*result.notes, result.prior.reason):
         if text:
-            typer.echo(f"\n{printable(text)}")
+            typer.echo()
+            print_text(text)
     for warning in result.warnings:
-        typer.echo(f"\nwarning: {printable(warning)}")
+        typer.echo()
+        print_text(f"warning: {warning}")
     typer.echo()
-    print_verdict(result.ok, result.summary, nothing=result.ok and not result.changed)
+    instead = "doubtful" if result.doubtful else "" if result.changed else "nothing changed"
+    print_verdict(result.ok, result.summary, instead=instead)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cbn.cli.destinations import model_files, require_file, written_with
 from cbn.cli.errors import DOES_NOT_HOLD, about
 from cbn.cli.options import AsJson, Model, Output
-from cbn.cli.output import count, print_json, print_verdict, printable, working
-from cbn.cli.rewriting import require_elsewhere
+from cbn.cli.output import count, print_json, print_text, print_verdict, printable, working
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -66,11 +66,8 @@ def export(
     Example: cbn stats export night.onnx -o night.safetensors
     """
     from cbn.export import StatisticsBank
-    from cbn.export.files import weight_files
 
-    with about(model):
-        held = weight_files(model)
-    require_elsewhere(output, model, *held)
+    require_file("--output", output, *model_files(model))
     with working(f"reading {model}"), about(model):
         bank = StatisticsBank.of_model(model, output.stem if domain is None else domain)
     bank.save(output)
@@ -100,12 +97,10 @@ def apply(
     Example: cbn stats apply model.onnx night.safetensors -o night.onnx
     """
     from cbn import export as onnx_export
-    from cbn.export.files import weight_files
 
-    with about(model):
-        weights = weight_files(model)
-    for target in (output, output.with_name(f"{output.name}.data")):
-        require_elsewhere(target, model, bank, *weights)
+    read = model_files(model)
+    for target in written_with(output):
+        require_file("--output", target, *read, bank)
     held = onnx_export.StatisticsBank.load(bank)
     with working(f"reading {model}"), about(model):
         result = held.apply(model, force=force)
@@ -117,7 +112,8 @@ def apply(
     else:
         print_report(result)
         for note in result.notes:
-            typer.echo(f"\n{printable(note)}")
+            typer.echo()
+            print_text(note)
         typer.echo()
         changed = sum(row.changed for row in result.rows)
         print_verdict(result.ok, f"{changed} of {count(len(result.rows), 'node')} given statistics")
@@ -182,7 +178,7 @@ def blend(
 
     if (weight is None) == (prior is None):
         raise typer.BadParameter("expected one of --weight and --prior")
-    require_elsewhere(output)
+    require_file("--output", output)
     one, two = StatisticsBank.load(first), StatisticsBank.load(second)
     with about(second, first):
         share = weight if weight is not None else two.share_beside(prior or 0.0)

@@ -44,8 +44,8 @@ def print_table(
     """Print rows of text under a header; rows that are not ok are red on a terminal.
 
     Away from a terminal each row is one line, as wide as it needs to be. A terminal that is too
-    narrow for that gets long text folded, and where this does not do either, the first cell of
-    each row, its name, on a line of its own.
+    narrow for that gets long text folded; where this does not do either, the first cell of each
+    row, its name, on a line of its own; and where that is not enough, the last texts below.
     """
     console = make_console()
     styles = ["" if holds else "red" for holds in ok or [True] * len(rows)]
@@ -63,14 +63,20 @@ def print_table(
         write(console, _render(folded, styles))
         return
     names, *others = table
-    others = _fold(others, console.width - INDENT, NARROWEST_TEXT)
+    others, below = _part(others, console.width - INDENT)
     console.width = max(console.width, _total(others) + INDENT)
     header = [column._replace(texts=[]) for column in others]
     write(console, names.title, Padding(_render(header, []), (0, 0, 0, INDENT)))
     for index, style in enumerate(styles):
         row = [column._replace(texts=column.texts[index : index + 1]) for column in others]
         values = Padding(_render(row, [style], header=False), (0, 0, 0, INDENT))
-        write(console, Text(names.texts[index].plain, style, overflow="fold"), values)
+        named = [(column, column.texts[index].plain) for column in below]
+        texts = [
+            Padding(Text(f"{_title(column)}: {text}", style, overflow="fold"), (0, 0, 0, INDENT))
+            for column, text in named
+            if text != "-"
+        ]
+        write(console, Text(names.texts[index].plain, style, overflow="fold"), values, *texts)
 
 
 def _column(title: str, texts: Sequence[str]) -> _Column:
@@ -100,6 +106,21 @@ def _fold(columns: Sequence[_Column], width: int, least: int) -> list[_Column]:
             break
         columns[index] = columns[index]._replace(width=columns[index].width - 1)
     return columns
+
+
+def _part(columns: Sequence[_Column], width: int) -> tuple[list[_Column], list[_Column]]:
+    """Part columns in those that fit side by side, folded, and the last texts, which do not."""
+    beside, below = list(columns), list[_Column]()
+    while _total(folded := _fold(beside, width, NARROWEST_TEXT)) > width:
+        texts = [index for index, column in enumerate(beside) if not column.numeric]
+        if not texts:
+            break
+        below.insert(0, beside.pop(texts[-1]))
+    return folded, below
+
+
+def _title(column: _Column) -> str:
+    return column.title.plain.replace("\n", " ")
 
 
 def _render(columns: Sequence[_Column], styles: Sequence[str], *, header: bool = True) -> Table:

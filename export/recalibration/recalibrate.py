@@ -20,7 +20,8 @@ from .data.sources import Source, open_source, split
 from .judge.blend import PriorChoice, choose_prior, weight_of
 from .judge.evidence import evidence
 from .judge.heldout import Metric, compare, top1
-from .measure.checkpoint import Checkpoint, checkpoint_key
+from .measure.checkpoint import Checkpoint
+from .measure.checkpoint_key import checkpoint_key
 from .measure.executors import ExecutorLike, Progress
 from .measure.measuring import Measuring, Method, is_untouched, is_void, mix
 from .measure.observed import Observed
@@ -171,6 +172,7 @@ def recalibrate(
         "prior": given if method == "sequential" else None,
     }
     with _opened(checkpoint, targets, measured, key) as saved:
+        resumed = _resumed(saved)
         statistics = run.measure(targets, measured, given, saved)
         run.tell("choosing the prior")
         choice = _choose(prior, targets, statistics, held, scores, providers, num_threads)
@@ -193,6 +195,7 @@ def recalibrate(
                 num_threads=num_threads,
             )
             change = _input_change(targets, held, providers, num_threads)
+        drifted = drift_from(targets, statistics, method=method, inputs=change)
         done = {t.name: "re-estimated" if is_void(t) else _action(choice) for t in targets.targets}
         result = RecalibrationResult(
             rows=rows_of(targets, moments, done, dict(targets.refused), failed=bool(names)),
@@ -203,9 +206,9 @@ def recalibrate(
             evidence=evidence(
                 targets, statistics, held_out=seen, prior=choice, named=scores is not None
             ),
-            drift=drift_from(targets, statistics, method=method, inputs=change),
+            drift=drifted,
             held_out=seen,
-            notes=(*targets.notes, *source.notes),
+            notes=(*resumed, *targets.notes, *source.notes, *drifted.of_inputs),
         )
         if saved is not None and result.ok and not keep_checkpoint:
             saved.remove()
@@ -235,6 +238,13 @@ def _opened(
         return
     with Checkpoint.open(path, checkpoint_key(targets.model, source.fingerprint(), key)) as opened:
         yield opened
+
+
+def _resumed(saved: Checkpoint | None) -> tuple[str, ...]:
+    """Say how much an earlier run has measured already."""
+    if saved is None or not saved.summary:
+        return ()
+    return (f"{saved.path}: went on from here, with {saved.summary} measured before",)
 
 
 def _choose(

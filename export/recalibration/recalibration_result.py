@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from ..results import Report, to_plain
+from ..results import Report, counted, to_plain
 from .bank.bank import StatisticsBank
 from .judge.blend import PriorChoice
 from .judge.evidence import EvidenceReport
@@ -25,7 +25,7 @@ class RecalibrationResult(Report):
     """A re-estimated model with a row per node, and the evidence for and against it.
 
     True unless the metric got worse on the held-out inputs, or a node that was asked for by name
-    could not be re-estimated. Warnings do not make it false: read them.
+    could not be re-estimated. Warnings do not make it false, nor does being `doubtful`: read them.
 
     Attributes
     ----------
@@ -46,7 +46,8 @@ class RecalibrationResult(Report):
     held_out : HeldOut or None
         What both models say of inputs that took no part; None when there were none.
     notes : tuple of str
-        What else was done, or is to be known.
+        What else was done, or is to be known: what the drift says of the inputs among it, where
+        some were held out.
     """
 
     rows: tuple[StatisticsRow, ...]
@@ -82,6 +83,12 @@ class RecalibrationResult(Report):
         return max(observed.samples for observed in self.statistics.values())
 
     @property
+    def doubtful(self) -> bool:
+        """Whether statistics changed on too few samples, or were compared on too few."""
+        few = self.evidence.few_samples or self.evidence.few_held_out
+        return bool(self.changed) and few
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What speaks against using the model, each with the reason."""
         return self.evidence.warnings
@@ -89,11 +96,12 @@ class RecalibrationResult(Report):
     @property
     def summary(self) -> str:
         """One line: what was done, and what the held-out inputs say of it."""
-        plural = "" if len(self.rows) == 1 else "s"
         text = (
-            f"{self.changed} of {len(self.rows)} node{plural} re-estimated on {self.samples} "
-            f"samples, {self.prior.weight:.0%} stored"
+            f"{self.changed} of {counted(len(self.rows), 'node')} re-estimated on "
+            f"{counted(self.samples, 'sample')}, {self.prior.weight:.0%} stored"
         )
+        if self.evidence.few_samples:
+            text += "; too few samples to trust"
         seen = self.held_out
         if seen is None:
             return f"{text}; nothing was held out to compare on"
@@ -107,7 +115,8 @@ class RecalibrationResult(Report):
             )
         else:
             text += f"; the outputs change by {seen.change:.3g} of their deviations"
-        return f"{text}, on {seen.samples} held-out samples"
+        text += f", on {counted(seen.samples, 'held-out sample')}"
+        return f"{text}, too few to tell" if self.evidence.few_held_out else text
 
     def bank(self, domain: str = "") -> StatisticsBank:
         """The new statistics, to keep apart from the model.
@@ -132,6 +141,7 @@ class RecalibrationResult(Report):
         """The result for ``json.dumps``, without the model."""
         return {
             "ok": self.ok,
+            "doubtful": self.doubtful,
             "changed": self.changed,
             "samples": self.samples,
             "method": self.method,

@@ -49,7 +49,7 @@ def test_prints_a_row_for_each_node_and_output_and_the_verdict(command, model, d
     assert set(rule) == {"-"}
     assert [row.split()[0] for row in rows] == ["bn_h", "bn_y", "y"]
     assert [row.split()[1] for row in rows] == ["6x3x5"] * 3
-    assert verdict == "passed: 2 nodes and 1 output within tolerance"
+    assert verdict == f"passed: 2 nodes and 1 output within tolerance, on {data}"
 
 
 def test_json_is_the_report_and_nothing_else(command, model, data):
@@ -61,13 +61,26 @@ def test_json_is_the_report_and_nothing_else(command, model, data):
 def test_what_does_not_hold_is_exit_code_1(command, wrong):
     shown = command("check", wrong)
     assert (shown.exit_code, shown.stderr) == (1, "")
-    assert shown.stdout.splitlines()[-1] == "FAILED: 1 of 2 nodes not within tolerance"
+    assert shown.stdout.splitlines()[-1] == (
+        "FAILED: 1 of 2 nodes not within tolerance, on random inputs (seed 0)"
+    )
 
 
 def test_what_does_not_hold_is_exit_code_1_with_json_too(invoke, wrong):
     shown = invoke("check", wrong, "--json")
     assert shown.exit_code == 1
     assert json.loads(shown.stdout)["ok"] is False
+
+
+def test_says_what_it_was_run_on(invoke, model, tmp_path):
+    shown = invoke("check", model, "--seed", 5)
+    assert shown.stdout.splitlines()[-1].endswith("within tolerance, on random inputs (seed 5)")
+    path = tmp_path / "other.npz"
+    np.savez(path, image=np.ones((6, 3, 5), "float32"), label=np.arange(6))
+    said = f"{path} (array 'image' is taken for the input 'x', as the only one that fits)"
+    shown = invoke("check", model, "--data", path)
+    assert shown.stdout.splitlines()[-1].endswith(f"within tolerance, on {said}")
+    assert json.loads(invoke("check", model, "--data", path, "--json").stdout)["inputs"] == said
 
 
 def test_passes_its_options_on(invoke, model, data, monkeypatch):

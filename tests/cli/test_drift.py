@@ -37,6 +37,16 @@ def test_prints_a_row_for_each_layer_the_ranking_and_the_verdicts(command, data)
     assert tuple(line[2:] for line in rest if line.startswith("- ")) == report.verdicts
 
 
+@pytest.mark.parametrize("command", ["drift", "recalibrate"])
+def test_says_where_an_array_of_another_name_goes(invoke, tmp_path, command):
+    np.savez(tmp_path / "x.npz", pixels=load_digits()[0])
+    out = () if command == "drift" else ("-o", tmp_path / "out.onnx")
+    shown = invoke(command, MODEL, "--data", tmp_path / "x.npz", *out)
+    assert shown.exit_code == 0
+    said = "array 'pixels' is taken for the input 'image', as the only one that fits"
+    assert shown.stdout.splitlines().count(said) == 1
+
+
 def test_no_drift_is_exit_code_0_too(invoke):
     shown = invoke("drift", MODEL, "--data", DIGITS / "digits.npz")
     assert shown.exit_code == 0
@@ -97,7 +107,7 @@ def test_a_part_of_the_layers_and_of_the_data(invoke, data):
     [
         ({"--data": "missing.npz"}, "missing.npz"),
         ({"--node": "nothing*"}, "no BatchNormalization node is named or matches 'nothing*'"),
-        ({"--report": "nowhere/drift.html"}, "there is no folder nowhere"),
+        ({"--report": "nowhere/drift.html"}, "got 'nowhere/drift.html': there is no folder /"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(invoke, data, change, message):

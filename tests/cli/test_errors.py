@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from cbn.cli.errors import CommandGroup, about
-from cbn.export import ModelError, ProviderError
+from cbn.export import DataError, ModelError, ProviderError
 
 
 def run(error: BaseException | None):
@@ -71,6 +71,19 @@ def test_the_traceback_of_bad_input_can_be_asked_for(monkeypatch):
 def test_an_error_names_the_file_it_is_about():
     with pytest.raises(ValueError, match=r"^model\.onnx: no node$"), about(Path("model.onnx")):
         raise ValueError("no node")
+
+
+def test_an_error_of_the_data_is_about_the_data():
+    with (
+        pytest.raises(ValueError, match=r"^x\.npz: no sample$"),
+        about(Path("model.onnx"), Path("i.toml"), data=Path("x.npz")),
+    ):
+        raise DataError("no sample")
+    with (
+        pytest.raises(ValueError, match=r"^model\.onnx: no node$"),
+        about(Path("model.onnx"), data=Path("x.npz")),
+    ):
+        raise ModelError("no node")
 
 
 def test_a_file_is_named_once():

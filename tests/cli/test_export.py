@@ -202,7 +202,7 @@ def test_the_weights_are_never_overwritten(invoke, weights):
     before = weights.read_bytes()
     shown = invoke("export", weights, "-o", weights)
     assert shown.exit_code == 2
-    assert "overwrite the weights" in shown.stderr
+    assert "the output would overwrite an input" in shown.stderr
     assert weights.read_bytes() == before
 
 

@@ -15,6 +15,12 @@ def test_the_verdict_is_one_line(capsys, ok, line):
     assert capsys.readouterr().out == line
 
 
+def test_a_verdict_that_says_less_than_passed(capsys):
+    print_verdict(True, "2 nodes", instead="doubtful")
+    print_verdict(False, "2 nodes", instead="doubtful")
+    assert capsys.readouterr().out == "doubtful: 2 nodes\nFAILED: 2 nodes\n"
+
+
 def test_a_long_verdict_is_not_broken(capsys):
     print_verdict(True, "word " * 60)
     assert capsys.readouterr().out.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from corruptions import DIGITS, contrast, load_digits
+from PIL import Image
 
 from cbn import export
 
@@ -90,6 +92,35 @@ def test_force_writes_it_all_the_same_and_still_says_so(invoke, worse, tmp_path)
     assert shown.exit_code == 1
     assert shown.stdout.splitlines()[-1] == f"{out}: written all the same (--force)"
     assert export.find_nodes(out)
+
+
+def test_what_is_wrong_with_the_inputs_is_said_and_refuses_nothing(invoke, tmp_path):
+    path, out = tmp_path / "bytes.npy", tmp_path / "out.onnx"
+    np.save(path, load_digits()[0] * np.float32(255))
+    shown = invoke("recalibrate", MODEL, "--data", path, "-o", out)
+    assert shown.exit_code == 0
+    (said,) = (line for line in shown.stdout.splitlines() if line.startswith("the inputs are "))
+    assert said.startswith("the inputs are 255 times those of training: layer 1 shifts by ")
+    assert said.endswith("a step of the preprocessing may be missing, or done twice")
+    assert out.exists()
+    np.save(path, load_digits()[0])
+    assert "the inputs" not in invoke("recalibrate", MODEL, "--data", path, "-o", out).stdout
+
+
+@pytest.mark.parametrize(("samples", "word"), [(2, "doubtful"), (3, "doubtful"), (60, "passed")])
+def test_too_few_samples_are_no_pass(invoke, tmp_path, samples, word):
+    path, out = tmp_path / "few.npy", tmp_path / "out.onnx"
+    np.save(path, load_digits()[0][:samples])
+    arguments = ("recalibrate", MODEL, "--data", path, "-o", out, "--prior", "0")
+    shown = invoke(*arguments)
+    assert shown.exit_code == 0
+    verdict = shown.stdout.splitlines()[-2]
+    assert verdict.startswith(f"{word}: 5 of 5 nodes re-estimated on ")
+    few = word == "doubtful"
+    assert ("; too few samples to trust; " in verdict) == few
+    assert verdict.endswith(" on 1 held-out sample, too few to tell") == few
+    assert ("warning: too few samples (" in shown.stdout) == few
+    assert json.loads(invoke(*arguments, "--json").stdout)["doubtful"] == few
 
 
 @pytest.mark.parametrize("prior", ["0", "64", "inf", "auto"])
@@ -199,6 +230,7 @@ def test_a_checkpoint_lasts_until_the_model_is_written(invoke, worse, tmp_path, 
     shown = invoke(*arguments)
     assert shown.exit_code == 1
     assert f"{kept}: kept, the same command goes on from there" in shown.stdout
+    assert "went on from here" not in shown.stdout
     assert kept.exists()
     with monkeypatch.context() as patch:
 
@@ -221,7 +253,7 @@ def test_an_address_that_is_none_is_one_line_and_quick(invoke, data, tmp_path):
     shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, "--dask", "rubbish")
     assert (shown.exit_code, shown.stdout) == (2, "")
     (line,) = shown.stderr.splitlines()
-    assert "rubbish" in line
+    assert line.startswith("cbn: error: executor: 'rubbish' is no address")
     assert time.monotonic() - begun < 20
     assert not out.exists()
 
@@ -245,6 +277,39 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_error_begins_with_the_file_that_is_wrong(invoke, data, tmp_path):
+    few, wild, fraction = (tmp_path / f"{name}.npy" for name in ("few", "wild", "fraction"))
+    np.save(few, np.arange(7))
+    np.save(wild, np.full(450, 10))
+    np.save(fraction, np.ones(450))
+    photos, toml, key = tmp_path / "photos", tmp_path / "i.toml", tmp_path / "key.toml"
+    photos.mkdir()
+    for index in range(2):
+        Image.new("L", (8, 8)).save(photos / f"{index}.png")
+    toml.write_text("std = [1, 1]")
+    key.write_text("sise = 8")
+    wide, one, nan = (tmp_path / f"{name}.npy" for name in ("wide", "one", "nan"))
+    np.save(wide, np.ones((9, 1, 8, 9), np.float32))
+    np.save(one, np.ones((1, 1, 8, 8), np.float32))
+    np.save(nan, np.full((9, 1, 8, 8), np.nan, np.float32))
+    for wrong, arguments, words in (
+        (few, ("--labels", few), "got 7 labels for 450 samples"),
+        (wild, ("--labels", wild), "expected labels from 0 to 9"),
+        (fraction, ("--labels", fraction), "expected whole numbers"),
+        (toml, ("--data", photos, "--images", toml), "std has 2 numbers for 1 channels"),
+        (toml, ("--images", toml), f"options for images, and {data} holds none"),
+        (key, ("--data", photos, "--images", key), "unknown key 'sise'"),
+        (photos, ("--data", photos, "--labels", "folders"), "labels 'folders': image 0.png lies"),
+        (wide, ("--data", wide), "input 'image': expected float32"),
+        (one, ("--data", one), "to hold some out takes 2 samples or more, got 1"),
+        (nan, ("--data", nan), "the batch of samples 0 to 6: NaN"),
+        (MODEL, ("--scores", "none"), "there is no output 'none'"),
+    ):
+        shown = invoke("recalibrate", MODEL, "--data", data, "-o", tmp_path / "o.onnx", *arguments)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert shown.stderr.startswith(f"cbn: error: {wrong}: {words}")
+
+
 def test_an_extra_that_is_not_installed_is_one_line(invoke, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     out = tmp_path / "out.onnx"
@@ -264,6 +329,19 @@ def test_a_truncated_model_is_one_line(invoke, data, tmp_path):
     (line,) = shown.stderr.splitlines()
     assert line.startswith(f"cbn: error: {path}: ")
     assert not (tmp_path / "out.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "arguments"),
+    [("--prior auto", ()), ("--labels", ("--prior", "0", "--labels", "folders"))],
+)
+def test_what_needs_held_out_data_says_so(invoke, data, tmp_path, option, arguments):
+    out = tmp_path / "out.onnx"
+    shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, "--held-out", "0", *arguments)
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert shown.stderr == (
+        f"cbn: error: {option} needs data that is held out, and --held-out is 0\n"
+    )
 
 
 SLOW = """
@@ -302,6 +380,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(environment, invoke, tmp_path, 
     shown = invoke(*arguments)
     assert shown.exit_code == 0
     assert "on 1800 samples" in shown.stdout
+    pattern = rf"^{re.escape(str(kept))}: went on from here, with \d+ batch(es)? measured before$"
+    assert re.search(pattern, shown.stdout, re.MULTILINE)
     assert not kept.exists()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cbn.export.results import format_table, is_numeric
+from cbn.export.results import counted, format_table, is_numeric
 
 
 def test_digits_stand_under_digits_and_text_starts_at_the_left() -> None:
@@ -25,3 +25,8 @@ def test_a_column_is_numeric_only_if_all_of_it_is() -> None:
 
 def test_a_table_without_rows_is_its_header() -> None:
     assert format_table(("name", "error"), []).splitlines() == ["name  error", "----  -----"]
+
+
+def test_a_number_takes_its_noun_along() -> None:
+    assert [counted(n, "node") for n in (0, 1, 12)] == ["0 nodes", "1 node", "12 nodes"]
+    assert [counted(n, "batch") for n in (0, 1, 12)] == ["0 batches", "1 batch", "12 batches"]

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from safetensors.numpy import save
 from cbn import __version__
 
 from ...files import ModelError
+from ...whole_file import WriteError, whole_file
 from .fingerprint import Fingerprint, NodeMark
 
 __all__ = ["NodeStatistics", "check_statistics", "read_statistics", "write_statistics"]
@@ -129,7 +128,11 @@ def write_statistics(
             "counts": json.dumps(counts),
         },
     )
-    _write(Path(path), content)
+    try:
+        with whole_file(path) as written:
+            written.write_bytes(content)
+    except WriteError as error:
+        raise ModelError(str(error)) from error
 
 
 def check_statistics(name: str, mean: np.ndarray, var: np.ndarray) -> None:
@@ -157,17 +160,3 @@ def _statistics(
     if not found:
         raise ValueError("it holds no statistics")
     return found
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write in a folder beside the target, then rename: an older file stays whole until then."""
-    target = Path(os.path.realpath(path))  # a link stays one
-    if target.exists() and not target.is_file():
-        raise ModelError(f"cannot write {path}: it is there and no file")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-            written = Path(folder, target.name)
-            written.write_bytes(content)
-            os.replace(written, target)
-    except OSError as error:
-        raise ModelError(f"cannot write {path}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...data import DataError, check_input, choose, cut_size, only, read_tensor
+from ...data import DataError, check_input, choose, cut_size, only, read_tensor, renamed
 from ...inputs import Feeds, ModelInput
 from .tables import Rows, content_mark, file_mark, shared_axis
 
@@ -30,6 +30,8 @@ class _Fitting:
     def __init__(self, found: Mapping[str, Any], inputs: Sequence[ModelInput], origin: str) -> None:
         self.origin = origin
         self.arrays = choose(found, inputs, origin)
+        remark = renamed(found, self.arrays)
+        self.notes = (remark,) if remark else ()
         try:
             for declared in inputs:
                 check_input(self.arrays[declared.name], declared)

@@ -71,6 +71,8 @@ class ImageOptions:
     layout: Layout | None = None
     recursive: bool = True
     upright: bool = True
+    origin: str = dataclasses.field(default="images", init=False, repr=False, compare=False)
+    """Names the options in errors: their file."""
 
     def __post_init__(self) -> None:
         for name, accepted in (
@@ -122,14 +124,16 @@ class ImageOptions:
             given = tomllib.loads(Path(path).read_text("utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
-        accepted = [field.name for field in dataclasses.fields(cls)]
+        accepted = [field.name for field in dataclasses.fields(cls) if field.init]
         unknown = [key for key in given if key not in accepted]
         if unknown:
             raise DataError(f"{path}: unknown key {unknown[0]!r}; accepted: {', '.join(accepted)}")
         try:
-            return cls(**given)
+            options = cls(**given)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
+        object.__setattr__(options, "origin", os.fspath(path))
+        return options
 
 
 def _is_size(value: Any) -> bool:

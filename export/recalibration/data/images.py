@@ -166,6 +166,7 @@ class _Plan:
             raise DataError(
                 f"images are for a model with one input of 4 dimensions, this one takes {listed}"
             )
+        origin = options.origin
         layout: Layout = options.layout or ("NHWC" if _last(shape) else "NCHW")
         channel, height, width = (1, 2, 3) if layout == "NCHW" else (3, 1, 2)
         wanted = shape[channel] if isinstance(shape[channel], int) else None
@@ -178,13 +179,13 @@ class _Plan:
         )
         if wanted not in (None, number) or not fits:
             given = f"channels {channels}, layout {layout}, size {size or 'of each image'}"
-            raise DataError(f"images: the model takes {declared}, which is not {given}")
+            raise DataError(f"{origin}: the model takes {declared}, which is not {given}")
         if size is None and any(isinstance(dim, int) for dim in fixed):
-            raise DataError(f"images: the model takes {declared}: give a size")
+            raise DataError(f"{origin}: the model takes {declared}: give a size")
         floats = declared.dtype.kind == "f" or declared.dtype == ml_dtypes.bfloat16
-        mean, std = (_each(name, getattr(options, name), number) for name in ("mean", "std"))
+        mean, std = (_each(options, name, number) for name in ("mean", "std"))
         if not floats and declared.dtype.kind not in "iu":
-            raise DataError(f"images: the model takes {declared}, which images are not")
+            raise DataError(f"{origin}: the model takes {declared}, which images are not")
         scale = options.scale or (1 / 255 if floats else 1.0)
         return cls(declared, channels, layout, size, scale, mean, std)
 
@@ -233,10 +234,12 @@ def _last(shape: Sequence[int | str | None]) -> bool:
     return shape[3] in (1, 3) and shape[1] not in (1, 3)
 
 
-def _each(name: str, value: Any, number: int) -> tuple[float, ...]:
-    numbers = np.atleast_1d(np.asarray(value, np.float64))
+def _each(options: ImageOptions, name: str, number: int) -> tuple[float, ...]:
+    numbers = np.atleast_1d(np.asarray(getattr(options, name), np.float64))
     if numbers.size not in (1, number):
-        raise DataError(f"images: {name} has {numbers.size} numbers for {number} channels")
+        raise DataError(
+            f"{options.origin}: {name} has {numbers.size} numbers for {number} channels"
+        )
     return tuple(np.broadcast_to(numbers, number).tolist())
 
 

@@ -34,11 +34,19 @@ class LabelReader:
     values : ndarray of int64, shape (samples,)
     classes : tuple of str, optional
         What the numbers 0, 1, ... stand for, where they come from names of folders.
+    origin : str, default: "labels"
+        Names them in errors: their file.
     """
 
-    def __init__(self, values: np.ndarray, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        values: np.ndarray,
+        classes: tuple[str, ...] | None = None,
+        origin: str = "labels",
+    ) -> None:
         self.values = values
         self.classes = classes
+        self.origin = origin
 
     def __len__(self) -> int:
         return len(self.values)
@@ -51,17 +59,29 @@ class LabelReader:
         DataError
             When there are not as many.
         """
-        if first + samples > len(self.values):
-            raise DataError(f"got {len(self.values)} labels for {first + samples} samples or more")
+        self._require(first + samples)
         return self.values[first : first + samples]
 
     def select(self, runs: Sequence[Run]) -> LabelReader:
         """Return the labels of some of the samples."""
-        if runs and runs[-1][1] > len(self.values):
-            raise DataError(f"got {len(self.values)} labels for {runs[-1][1]} samples or more")
-        if not runs:
-            return LabelReader(self.values[:0], self.classes)
-        return LabelReader(np.concatenate([self.values[slice(*run)] for run in runs]), self.classes)
+        self._require(runs[-1][1] if runs else 0)
+        chosen = [self.values[:0], *(self.values[slice(*run)] for run in runs)]
+        return LabelReader(np.concatenate(chosen), self.classes, self.origin)
+
+    def require_samples(self, samples: int) -> None:
+        """Refuse another number of labels than of samples.
+
+        Raises
+        ------
+        DataError
+            Which names the file.
+        """
+        if len(self) != samples:
+            raise DataError(f"{self.origin}: got {len(self)} labels for {samples} samples")
+
+    def _require(self, samples: int) -> None:
+        if samples > len(self):
+            raise DataError(f"{self.origin}: got {len(self)} labels for {samples} samples or more")
 
 
 def read_labels(
@@ -94,11 +114,11 @@ def read_labels(
     elif isinstance(labels, str) and labels == FOLDERS:
         reader = _of_folders(names)
     elif isinstance(labels, str | os.PathLike):
-        reader = LabelReader(_read(os.fspath(labels), names))
+        reader = LabelReader(_read(os.fspath(labels), names), origin=os.fspath(labels))
     else:
         reader = LabelReader(_whole(labels, "labels"))
-    if samples is not None and len(reader) != samples:
-        raise DataError(f"got {len(reader)} labels for {samples} samples")
+    if samples is not None:
+        reader.require_samples(samples)
     return reader
 
 

@@ -58,7 +58,11 @@ class Opener:
         if isinstance(data, Iterator):
             spool = Spool(data, self.inputs, "the data", self.limit)
             return self._stream(
-                spool, mark=spool.mark, samples=spool.samples, batches=spool.batches
+                spool,
+                mark=spool.mark,
+                samples=spool.samples,
+                batches=spool.batches,
+                notes=spool.notes,
             )
         if isinstance(data, Iterable):
             batches = operator.length_hint(data, -1)
@@ -85,7 +89,7 @@ class Opener:
                 raise DataError(f"{path}: {_ACCEPTED}, got {path.suffix or 'no extension'}")
             tables = [table]
         if self.images is not None and not isinstance(tables[0], Images):
-            raise DataError(f"images: options for images, and {path} holds none")
+            raise DataError(f"{self.images.origin}: options for images, and {path} holds none")
         return self._tables(tables)
 
     def _file(self, path: Path) -> Table | None:
@@ -139,14 +143,15 @@ class Opener:
 
     def _tables(self, tables: list[Table]) -> SampledSource | StreamSource:
         size, fixed = self._size()
+        table = tables[0] if len(tables) == 1 else Joined(tables)
         if any(table.samples is None for table in tables):
             return self._stream(
                 lambda: (_whole(table) for table in tables),
                 mark="\n".join(table.fingerprint() for table in tables),
                 samples=len(tables),
                 batches=len(tables),
+                notes=table.notes,
             )
-        table = tables[0] if len(tables) == 1 else Joined(tables)
         samples = table.samples or 0
         labels = self._labels(samples, table.names)
         runs = [(0, samples)]
@@ -160,7 +165,7 @@ class Opener:
             size or LARGEST_BATCH,
             fixed=fixed,
             labels=labels,
-            notes=table.notes if isinstance(table, Images) else (),
+            notes=table.notes,
         )
 
     def _stream(
@@ -171,6 +176,7 @@ class Opener:
         mark: str = "",
         samples: int | None = None,
         batches: int | None = None,
+        notes: tuple[str, ...] = (),
     ) -> StreamSource:
         size, fixed = self._size()
         labels = self._labels(None if self.limit else samples, None)
@@ -190,6 +196,7 @@ class Opener:
             labels=labels,
             samples=None if fixed else samples,
             batches=None if size else batches,
+            notes=notes,
         )
 
     def _labels(self, samples: int | None, names: tuple[str, ...] | None) -> LabelReader | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data import DataError, as_array, check_input, choose, cut_size, only
+from ...data import DataError, as_array, check_input, choose, cut_size, only, renamed
 from ...inputs import Feeds, ModelInput
 from .labels import LabelReader
 from .runs import Run, count, part
@@ -50,6 +50,8 @@ class StreamSource:
         Where they are known before all is read.
     begin : tuple of str, optional
         What the first batch that `open` gives is known by, where it was read before.
+    notes : tuple of str, optional
+        What a user should know of how the data are read.
 
     Raises
     ------
@@ -72,6 +74,7 @@ class StreamSource:
         samples: int | None = None,
         batches: int | None = None,
         begin: tuple[str, ...] | None = None,
+        notes: tuple[str, ...] = (),
     ) -> None:
         self.inputs = tuple(inputs)
         self.origin = origin
@@ -80,7 +83,7 @@ class StreamSource:
         self.labels = labels
         self.samples = samples
         self.batches = batches
-        self.notes: tuple[str, ...] = ()
+        self.notes = notes
         self._open = open
         self._mark = mark
         self._begin = begin
@@ -114,11 +117,12 @@ class StreamSource:
             raise DataError(
                 f"{self.origin}: the model takes batches of {self.batch_size} samples, got {given}"
             )
-        if self.labels is not None and len(self.labels) != given:
-            raise DataError(f"{self.origin}: got {len(self.labels)} labels for {given} samples")
+        if self.labels is not None:
+            self.labels.require_samples(given)
         self.samples, self.batches = first, index
         if first < given:
-            self.notes = (left_out(given - first, given, self.batch_size),)
+            said = left_out(given - first, given, self.batch_size)
+            self.notes = tuple(dict.fromkeys((*self.notes, said)))
 
     def fingerprint(self) -> str:
         """Tell the data by their first batch, and how they are cut."""
@@ -137,6 +141,7 @@ class StreamSource:
             labels=None if self.labels is None else self.labels.select(runs),
             samples=count(runs),
             begin=self._begin,
+            notes=self.notes,
         )
 
     def _chosen(self) -> Iterator[Feeds]:
@@ -148,6 +153,7 @@ class StreamSource:
             rows = _rows(feeds, self.inputs)
             if not index:
                 self._compare(feeds)
+                self.notes = tuple(dict.fromkeys((*self.notes, *_remarks(item, self.inputs))))
             if runs is None:
                 yield feeds
             else:
@@ -211,7 +217,8 @@ class Spool:
     """Batches of an iterator, which can be read once, in a temporary folder of its own.
 
     Called, it gives an iterator over them. The folder goes when the spool is no longer used.
-    `mark` tells the batches from others, by all of their content.
+    `mark` tells the batches from others, by all of their content; `notes` is what a user should
+    know of how they are read.
 
     Parameters
     ----------
@@ -237,12 +244,14 @@ class Spool:
         limit: int | None = None,
     ) -> None:
         self.samples = self.batches = 0
+        self.notes: tuple[str, ...] = ()
         digest = hashlib.sha256()
         self.folder = Path(tempfile.mkdtemp(prefix="cbn-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         try:
             for item in items:
                 feeds = feeds_of(item, inputs, f"{origin}, batch {self.batches}")
+                self.notes = self.notes if self.batches else _remarks(item, inputs)
                 with self._path(self.batches).open("wb") as file:
                     pickle.dump(feeds, file, protocol=pickle.HIGHEST_PROTOCOL)
                 digest.update("\n".join(("", *_told(feeds))).encode())
@@ -289,7 +298,7 @@ def feeds_of(item: Any, inputs: Sequence[ModelInput], origin: str) -> Feeds:
     """
     try:
         if isinstance(item, Mapping):
-            found = {str(name): as_array(name, array) for name, array in item.items()}
+            found = _arrays(item)
         elif isinstance(item, tuple | list):
             if len(item) != len(inputs):
                 names = ", ".join(repr(declared.name) for declared in inputs)
@@ -308,6 +317,19 @@ def feeds_of(item: Any, inputs: Sequence[ModelInput], origin: str) -> Feeds:
     except DataError as error:
         raise DataError(f"{origin}: {error}") from error
     return {name: np.array(array) for name, array in feeds.items()}
+
+
+def _remarks(item: Any, inputs: Sequence[ModelInput]) -> tuple[str, ...]:
+    """What a user should know of how a batch is read, which `feeds_of` takes."""
+    if not isinstance(item, Mapping):
+        return ()
+    found = _arrays(item)
+    remark = renamed(found, choose(found, inputs, "it"))
+    return (remark,) if remark else ()
+
+
+def _arrays(item: Mapping[Any, Any]) -> dict[str, np.ndarray]:
+    return {str(name): as_array(name, array) for name, array in item.items()}
 
 
 def _rows(feeds: Feeds, inputs: Sequence[ModelInput]) -> int:

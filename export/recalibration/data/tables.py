@@ -31,6 +31,8 @@ class Table(Protocol):
         Before which samples the shape changes, so that a batch cannot go across.
     names : tuple of str or None
         The file of each sample, where each has one.
+    notes : tuple of str
+        What a user should know of how the data are read.
     """
 
     @property
@@ -51,6 +53,11 @@ class Table(Protocol):
     @property
     def names(self) -> tuple[str, ...] | None:
         """The file of each sample."""
+        ...
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how the data are read."""
         ...
 
     def read(self, start: int, stop: int) -> Feeds:
@@ -101,6 +108,7 @@ class Joined:
             self._edges.append(self._edges[-1] + (table.samples or 0))
         self.samples: int | None = self._edges[-1]
         self.row = parts[0].row
+        self.notes = tuple(dict.fromkeys(note for table in parts for note in table.notes))
         self.breaks = tuple(
             self._edges[index]
             for index in range(1, len(parts))

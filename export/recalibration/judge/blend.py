@@ -10,6 +10,7 @@ import numpy as np
 
 import cbn
 
+from ...results import counted
 from ...sessions import Providers
 from ..data.sources import Source, split
 from ..measure.executors import Progress
@@ -208,8 +209,8 @@ def _stored(why: str, candidates: tuple[Candidate, ...] = ()) -> PriorChoice:
 
 
 def _too_few(samples: int) -> str:
-    plural = "" if samples == 1 else "s"
-    return f"{samples} held-out sample{plural} to judge by, expected {LEAST_SAMPLES} or more"
+    held = counted(samples, "held-out sample")
+    return f"{held} to judge by, expected {LEAST_SAMPLES} or more"
 
 
 def _blended(

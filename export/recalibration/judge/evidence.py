@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 import cbn
 
-from ...results import Report
+from ...results import Report, counted
 from ..measure.observed import Observed
 from ..measure.targets import Target, Targets
 from ..report.drift import CONSTANT
@@ -56,17 +56,20 @@ class EvidenceRow:
     samples : int
     effective_samples : float
         How many independent values the observations are worth, in the worst channel: var / standard
-        error of the mean². Neighbouring pixels are not independent. Infinite where all samples
-        have one mean, NaN with fewer than 2 samples.
+        error of the mean², and so not more than the observations. Neighbouring pixels are not
+        independent. NaN where all samples have one mean, and with fewer than 2 samples.
     mean_error : float
-        The largest standard error of a mean, in deviations. NaN with fewer than 2 samples.
+        The largest standard error of a mean, in deviations: from the spread of the samples' means,
+        but no less than that of as many independent values. Samples whose means are nearer to each
+        other than that are few, or alike in their means (images of one brightness). NaN with fewer
+        than 2 samples.
     var_error : float
         The largest standard error of a variance, in parts of the variance.
     constant_channels : int
         Channels that never vary on this data, and did in training.
     weak_channels : int
         Channels with too little data: a standard error of the mean above 0.25 deviations, or of the
-        variance above half of it.
+        variance above half of it. All of them with fewer than 8 samples, whose errors are chance.
     split_half : float
         The largest difference of the halves of the data (samples of even and odd index), in
         deviations: of the means, or of the deviations themselves. NaN with fewer than 2 samples.
@@ -111,10 +114,16 @@ class EvidenceReport(Report):
     rows : tuple of EvidenceRow
     warnings : tuple of str
         What speaks against using the statistics, each with the reason.
+    few_samples : bool
+        Whether one of them is that too few samples were measured.
+    few_held_out : bool
+        Whether one of them is that too few samples were held out, where some were.
     """
 
     rows: tuple[EvidenceRow, ...]
     warnings: tuple[str, ...] = ()
+    few_samples: bool = False
+    few_held_out: bool = False
 
     columns: ClassVar[tuple[str, ...]] = (
         "node",
@@ -156,29 +165,34 @@ def evidence(
     EvidenceReport
     """
     rows = tuple(_row(target, statistics[target.name]) for target in targets.targets)
-    alike = all(_alike(target, statistics[target.name]) for target in targets.targets)
+    alike = all(_same_means(t, statistics[t.name]).all() for t in targets.targets)
+    few = _of_few_samples(rows)
+    few_held_out = held_out is not None and held_out.samples < LEAST_SAMPLES
     warnings = [
+        *few,
         *_of_data(rows, alike),
         *_of_comparison(held_out, named),
         *harm(held_out, prior, nodes=len(rows), shift=_shift(targets, statistics)),
     ]
-    return EvidenceReport(rows, tuple(warnings))
+    return EvidenceReport(rows, tuple(warnings), bool(few), few_held_out)
 
 
 def _row(target: Target, seen: Observed) -> EvidenceRow:
     deviation = np.sqrt(seen.values.var + target.eps)
-    mean_error = seen.mean_error / deviation
+    least_error = np.sqrt(seen.values.var / seen.values.count)
+    mean_error = np.maximum(seen.mean_error, least_error) / deviation
     var_error = seen.var_error / (seen.values.var + target.eps)
-    # NaN, of a single sample, is too little data too.
     weak = ~((mean_error <= MEAN_ERROR) & (var_error <= VAR_ERROR))
+    weak |= seen.samples < LEAST_SAMPLES
     constant = _constant(target, seen.values)
+    effective = np.minimum(seen.effective_samples, seen.values.count)
     halves = _halves(target, seen)
     return EvidenceRow(
         name=target.name,
         channels=target.channels,
         observations=seen.values.count,
         samples=seen.samples,
-        effective_samples=_worst(seen.effective_samples[~constant], np.min),
+        effective_samples=_least(effective[~constant & ~_same_means(target, seen)]),
         mean_error=float(mean_error.max()),
         var_error=float(var_error.max()),
         constant_channels=int(constant.sum()),
@@ -188,9 +202,9 @@ def _row(target: Target, seen: Observed) -> EvidenceRow:
     )
 
 
-def _worst(values: np.ndarray, of: Any) -> float:
+def _least(values: np.ndarray) -> float:
     known = values[~np.isnan(values)]
-    return float(of(known)) if known.size else float("nan")
+    return float(known.min()) if known.size else float("nan")
 
 
 def _constant(target: Target, seen: cbn.BatchStats) -> np.ndarray:
@@ -207,12 +221,10 @@ def _halves(target: Target, seen: Observed) -> float:
     return float((between / np.sqrt(seen.values.var + target.eps)).max())
 
 
-def _alike(target: Target, seen: Observed) -> bool:
-    """Whether the means of all samples are the same, as of one image again and again."""
+def _same_means(target: Target, seen: Observed) -> np.ndarray:
+    """In which channels the means of all samples are the same, as of one image again and again."""
     spread = seen.mean_error * np.sqrt(seen.samples)
-    return seen.samples > 1 and bool(
-        (spread <= ALIKE * np.sqrt(seen.values.var + target.eps)).all()
-    )
+    return np.asarray(spread <= ALIKE * np.sqrt(seen.values.var + target.eps))
 
 
 def _shift(targets: Targets, statistics: Mapping[str, Observed]) -> float:
@@ -224,16 +236,29 @@ def _shift(targets: Targets, statistics: Mapping[str, Observed]) -> float:
     return float(np.median(shifts))
 
 
-def _of_data(rows: Sequence[EvidenceRow], alike: bool) -> Iterator[str]:
+def _of_few_samples(rows: Sequence[EvidenceRow]) -> list[str]:
     samples = max(row.samples for row in rows)
-    weak = [row for row in rows if row.weak_channels > SHARE * row.channels]
+    weak = _weak(rows)
+    if samples < LEAST_SAMPLES:
+        return [
+            f"too few samples ({samples}, expected {LEAST_SAMPLES} or more): nothing tells how "
+            "much others would vary, and the errors above are chance themselves"
+        ]
     if weak:
-        yield (
+        return [
             f"too few samples ({samples}): in {_nodes(weak)} the mean or the variance of more than "
             f"{SHARE:.0%} of the channels is hardly known"
-        )
-    elif samples < LEAST_SAMPLES:
-        yield f"too few samples ({samples}) to know how much the data vary"
+        ]
+    return []
+
+
+def _weak(rows: Sequence[EvidenceRow]) -> list[EvidenceRow]:
+    return [row for row in rows if row.weak_channels > SHARE * row.channels]
+
+
+def _of_data(rows: Sequence[EvidenceRow], alike: bool) -> Iterator[str]:
+    samples = max(row.samples for row in rows)
+    weak = _weak(rows)
     if alike:
         yield (
             f"all {samples} samples are alike: their values say nothing of how others vary "
@@ -259,7 +284,7 @@ def _of_data(rows: Sequence[EvidenceRow], alike: bool) -> Iterator[str]:
 def _nodes(rows: Sequence[EvidenceRow]) -> str:
     names = ", ".join(repr(row.name) for row in rows[:3])
     more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
-    return f"{len(rows)} node{'' if len(rows) == 1 else 's'} ({names}{more})"
+    return f"{counted(len(rows), 'node')} ({names}{more})"
 
 
 def _of_comparison(held_out: HeldOut | None, named: bool) -> Iterator[str]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 import cbn
 
+from ...data import DataError
 from ...files import ModelLike
 from ...sessions import Providers, make_session, run_session
 from ..data.labels import LabelReader, read_labels
@@ -132,7 +135,7 @@ def compare(
     ModelError
         When a model cannot be read or run.
     DataError
-        When there are fewer labels than samples.
+        When there are fewer labels than samples, or `top1` is asked of labels outside its classes.
     ValueError
         When the metric is no number, or cannot be had from the outputs, or `scores` names no output
         of scores.
@@ -157,8 +160,9 @@ def compare(
                 tally.add(mine, decisions[0])
         for name in old:
             changes[name] = changes.get(name, _Change()).after(old[name], new[name])
-        for score, outputs in zip(metrics, (old, new), strict=True):
-            score.add(outputs, wanted, size, reading.output if reading is not None else scores)
+        with _about_labels(reader if metric is top1 else None):
+            for score, outputs in zip(metrics, (old, new), strict=True):
+                score.add(outputs, wanted, size, reading.output if reading is not None else scores)
         samples += size
         if progress is not None:
             progress("comparing", number, held_out.batches)
@@ -173,6 +177,15 @@ def compare(
         metric_before=metrics[0].result(),
         metric_after=metrics[1].result(),
     )
+
+
+@contextlib.contextmanager
+def _about_labels(reader: LabelReader | None) -> Iterator[None]:
+    """Name the labels in the errors of a metric that has nothing else to find wrong."""
+    try:
+        yield
+    except DataError as error:
+        raise error if reader is None else DataError(f"{reader.origin}: {error}") from error
 
 
 def _with_decisions(found: HeldOut, reading: Reading, old: Tally, new: Tally) -> HeldOut:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ...data import DataError
 from .decisions import Reading, read_outputs
 
 __all__ = ["Metric", "Scores", "name_of", "top1"]
@@ -34,8 +35,10 @@ def top1(
 
     Raises
     ------
+    DataError
+        When there are labels outside 0 to K - 1.
     ValueError
-        When there are no labels, no such output, or labels outside 0 to K - 1.
+        When there are no labels, or no such output.
     """
     if labels is None:
         raise ValueError("top-1 accuracy needs labels")
@@ -47,7 +50,7 @@ def top1(
             "name the output that holds the scores, or give a metric of your own"
         )
     if labels.min() < 0 or labels.max() >= reading.classes:
-        raise ValueError(
+        raise DataError(
             f"expected labels from 0 to {reading.classes - 1}, since output {reading.output!r} has "
             f"{reading.classes} classes, got {labels.min()} to {labels.max()}"
         )

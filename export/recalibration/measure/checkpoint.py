@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -13,18 +12,15 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx_ir as ir
-import onnxruntime
 import safetensors
 from safetensors.numpy import save as to_bytes
 
-import cbn
-
-from ...files import ModelLike, load
-from ...soundness import every_graph
+from ...results import counted
+from ...whole_file import WriteError, obstacle, whole_file
+from .checkpoint_key import difference
 from .observed import Observed
 
-__all__ = ["Checkpoint", "CheckpointError", "checkpoint_key"]
+__all__ = ["Checkpoint", "CheckpointError"]
 
 INTERVAL = 1.0
 """Seconds between two writes: what a crash can cost. Ctrl-C and other exceptions cost nothing."""
@@ -34,35 +30,6 @@ _FORMAT = "cbn checkpoint 2"
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be read or written, or belongs to another run; the message names it."""
-
-
-def checkpoint_key(model: ModelLike, data: str, options: Mapping[str, Any]) -> str:
-    """Tell a run by what decides its result.
-
-    Parameters
-    ----------
-    model : str, os.PathLike, bytes, onnx.ModelProto or onnx_ir.Model
-        Its nodes and the content of its weights count, also of those in files beside it.
-    data : str
-        ``fingerprint()`` of the source.
-    options : mapping
-        What else decides the result (method, nodes, batch size, provider, threads), with values
-        that JSON holds. Each is a part of the key of its own, so that an error can name it.
-
-    Returns
-    -------
-    str
-        ``name=digest`` of the model, the data and each option, one a line, and the versions of
-        cbn and onnxruntime, which decide the bits too.
-    """
-    parts = {
-        "model": _model_digest(load(model)),
-        "data": _digest(data),
-        "cbn's version": cbn.__version__,
-        "onnxruntime's version": onnxruntime.__version__,
-    }
-    parts |= {name: _digest(json.dumps(options[name], sort_keys=True)) for name in sorted(options)}
-    return "\n".join(f"{name}={digest}" for name, digest in parts.items())
 
 
 class Checkpoint:
@@ -109,11 +76,8 @@ class Checkpoint:
         checkpoint = cls(Path(path), key, interval=interval)
         if checkpoint.path.exists():
             checkpoint._state = checkpoint._read()
-        elif not checkpoint.path.absolute().parent.is_dir():
-            raise CheckpointError(
-                f"cannot write the checkpoint {path}: there is no folder "
-                f"{checkpoint.path.absolute().parent}"
-            )
+        elif reason := obstacle(path):
+            raise CheckpointError(f"cannot write the checkpoint {path}: {reason}")
         return checkpoint
 
     @property
@@ -129,6 +93,14 @@ class Checkpoint:
     def load(self) -> tuple[int, dict[str, Observed]]:
         """How many batches of the present stage are through, and what was seen in them."""
         return self._state.done, dict(self._state.statistics)
+
+    @property
+    def summary(self) -> str:
+        """How much a run that goes on from here need not measure again; empty where nothing."""
+        batches, stages = counted(self._state.done, "batch"), counted(self.stage, "stage")
+        if self.stage:
+            return f"{stages} and {batches} of the next" if self._state.done else stages
+        return batches if self._state.done else ""
 
     @property
     def trail(self) -> str:
@@ -177,16 +149,12 @@ class Checkpoint:
         """
         if not self._pending:
             return
-        partial = self._partial()
         try:
-            with partial.open("wb") as file:
-                file.write(_to_bytes(self.key, self._state))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, self.path)
-        except OSError as error:
+            with whole_file(self.path, partial=self._partial()) as written:
+                written.write_bytes(_to_bytes(self.key, self._state))
+        except WriteError as error:
             raise CheckpointError(
-                f"cannot write the checkpoint {self.path}: {error.strerror or error}"
+                f"cannot write the checkpoint {self.path}: {error.reason}"
             ) from error
         self._pending = False
         self._written = time.monotonic()
@@ -215,7 +183,8 @@ class Checkpoint:
             self.write()
 
     def _partial(self) -> Path:
-        return self.path.with_name(f".{self.path.name}.partial")
+        target = Path(os.path.realpath(self.path))
+        return target.with_name(f".{target.name}.partial")
 
     def _read(self) -> _State:
         try:
@@ -232,7 +201,7 @@ class Checkpoint:
         if header.pop("crc32", None) != _checksum(header, arrays):
             raise CheckpointError(f"{self.path}: a damaged checkpoint: delete it to start anew")
         if header["key"] != self.key:
-            differing = _difference(header["key"], self.key)
+            differing = difference(header["key"], self.key)
             raise CheckpointError(
                 f"{self.path}: the checkpoint of another run ({differing}); give another name, or "
                 "delete it to start anew"
@@ -284,38 +253,3 @@ def _checksum(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> st
     for name in sorted(arrays):
         value = zlib.crc32(arrays[name].tobytes(), zlib.crc32(name.encode(), value))
     return f"{value:08x}"
-
-
-def _difference(stored: str, mine: str) -> str:
-    """Say which parts of two keys differ."""
-    one, two = (
-        dict(line.partition("=")[::2] for line in key.splitlines()) for key in (stored, mine)
-    )
-    differing = [name for name in {**one, **two} if one.get(name) != two.get(name)]
-    return f"{' and '.join(differing)} differ{'s' if len(differing) == 1 else ''}"
-
-
-def _model_digest(model: ir.Model) -> str:
-    digest = hashlib.sha256()
-    for graph in every_graph(model):
-        for value in (*graph.inputs, *graph.outputs):
-            digest.update(f"{value.name} {value.dtype} {value.shape}\n".encode())
-        for name, value in graph.initializers.items():
-            tensor = value.const_value
-            digest.update(f"{name}\n".encode())
-            if tensor is not None:
-                digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-                digest.update(_content(tensor))
-        for node in graph:
-            digest.update(ir.to_proto(node).SerializeToString(deterministic=True))
-    return digest.hexdigest()
-
-
-def _content(tensor: ir.TensorProtocol) -> bytes:
-    if tensor.dtype == ir.DataType.STRING:
-        return repr(tensor.numpy().tolist()).encode()
-    return tensor.tobytes()
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

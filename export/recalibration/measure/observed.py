@@ -178,6 +178,8 @@ class Observed:
     def effective_samples(self) -> np.ndarray:
         """How many independent values give a mean this sure: var / mean_error². Shape (C,).
 
+        More than there are where the samples' means are nearer to each other than those of
+        independent values: by chance, of few samples, or by nature, as of images of one brightness.
         Infinite where all samples have one mean, NaN where the channel is constant or `mean_error`
         is.
         """

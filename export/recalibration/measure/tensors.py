@@ -14,6 +14,7 @@ from types import TracebackType
 
 import numpy as np
 
+from ...whole_file import WriteError, whole_file
 from .checkpoint import CheckpointError
 
 __all__ = ["KeptTensors", "ScratchTensors"]
@@ -89,7 +90,7 @@ class ScratchTensors:
         try:
             _write(path, array)
         except OSError as error:
-            raise _unwritten(path, error, "give another scratch folder or more memory") from error
+            raise _advised(error, path, "give another scratch folder or more memory") from error
         return path
 
     def __enter__(self) -> ScratchTensors:
@@ -133,19 +134,14 @@ class KeptTensors:
         """
         for name, array in tensors.items():
             path = self._path(batch, name)
-            partial = path.with_suffix(".partial.npy")
             try:
                 self._claim()
-                _write(partial, array)
-                with partial.open("ab") as file:
-                    file.write(_checksum(_storable(array)))
-                    file.flush()
-                    os.fsync(file.fileno())  # else a crash may leave the name without the content
-                os.replace(partial, path)
+                with whole_file(path, partial=path.with_suffix(".partial.npy")) as written:
+                    _write(written, array)
+                    with written.open("ab") as file:
+                        file.write(_checksum(_storable(array)))
             except OSError as error:
-                with contextlib.suppress(OSError):
-                    partial.unlink()
-                raise _unwritten(path, error, "make room, or keep the checkpoint elsewhere") from (
+                raise _advised(error, path, "make room, or keep the checkpoint elsewhere") from (
                     error
                 )
 
@@ -241,7 +237,6 @@ def _checksum(array: np.ndarray) -> bytes:
     return f"{zlib.crc32(values.data):08x}".encode()
 
 
-def _unwritten(path: Path, error: OSError, advice: str) -> OSError:
-    failure = OSError(f"{path}: cannot be written: {error.strerror or error}; {advice}")
-    failure.errno = error.errno
-    return failure
+def _advised(error: OSError, path: Path, advice: str) -> WriteError:
+    reason = error.reason if isinstance(error, WriteError) else error.strerror or str(error)
+    return WriteError(path, f"{reason}; {advice}", error.errno)

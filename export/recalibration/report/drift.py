@@ -107,7 +107,8 @@ def drift(
         if progress is not None:
             progress("measuring", done, total)
     change = None if probe is None else probe.change()
-    return drift_from(targets, seen, method=method, inputs=change)
+    found = drift_from(targets, seen, method=method, inputs=change)
+    return dataclasses.replace(found, notes=source.notes)
 
 
 def drift_from(

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...results import Report, to_plain
 from .first_layer import InputChange
+from .verdicts import input_verdicts
 
 __all__ = ["DriftMethod", "DriftReport", "DriftRow"]
 
@@ -145,6 +146,8 @@ class DriftReport(Report):
         statistics, each batch's, or the re-estimated ones.
     refused : tuple of pairs of str
         Nodes that were not measured, each with the reason.
+    notes : tuple of str
+        How the data were read, where there is something to know of it.
     inputs : InputChange or None
         What change of the model's input would explain the drift of the first layer, where that
         was looked for and found.
@@ -154,6 +157,7 @@ class DriftReport(Report):
     method: DriftMethod = "stored"
     refused: tuple[tuple[str, str], ...] = ()
     inputs: InputChange | None = None
+    notes: tuple[str, ...] = ()
 
     columns: ClassVar[tuple[str, ...]] = (
         "layer",
@@ -171,12 +175,19 @@ class DriftReport(Report):
         return tuple(row.name for row in sorted(self.rows, key=lambda row: row.rank))
 
     @property
+    def of_inputs(self) -> tuple[str, ...]:
+        """Of the verdicts those on the model's inputs: scale, brightness, contrast, noise."""
+        return tuple(
+            text for text in input_verdicts(self.rows, self.inputs) if text in self.verdicts
+        )
+
+    @property
     def samples(self) -> int:
         """Samples that were seen."""
         return max((row.samples for row in self.rows), default=0)
 
     def __str__(self) -> str:
-        return "\n".join([super().__str__(), "", *self.verdicts])
+        return "\n".join([super().__str__(), "", *self.notes, *self.verdicts])
 
     def to_dict(self) -> dict[str, Any]:
         """The report for ``json.dumps``, with the ranking and what each row comes to."""

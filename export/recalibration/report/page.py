@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import base64
-import errno
 import hashlib
 import os
-import tempfile
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...results import counted
+from ...whole_file import whole_file
 from .drift_report import DRIFTS, DriftReport
 from .page_layers import channel_tables, layer_strip
 from .page_safety import before_and_after, evidence_table
-from .page_tables import count
 
 if TYPE_CHECKING:
     from ..judge.evidence import EvidenceReport
@@ -93,24 +91,19 @@ def write_page(
 
     Raises
     ------
-    OSError
-        When the file cannot be written; an older one stays as it was.
+    WriteError
+        When the file cannot be written; an older one stays as it was. An ``OSError``.
     """
     content = render(report, evidence, held_out, title)
-    target = Path(os.path.realpath(path))
-    if not target.parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "there is no such folder", str(target.parent))
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        written = Path(folder, target.name)
+    with whole_file(path) as written:
         written.write_text(content, encoding="utf-8")
-        os.replace(written, target)
 
 
 def _header(report: DriftReport, title: str) -> str:
-    layers = count(len(report.rows), "layer")
+    layers = counted(len(report.rows), "layer")
     return (
         f"<header>\n<h1>{escape(title)}</h1>\n"
-        f'<p class="quiet">{layers}, {count(report.samples, "sample")}. Each layer was measured '
+        f'<p class="quiet">{layers}, {counted(report.samples, "sample")}. Each layer was measured '
         f"{_UNDER[report.method]}.</p>\n</header>\n<main>"
     )
 

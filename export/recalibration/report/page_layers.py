@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from html import escape
 
+from ...results import counted
 from .drift_report import DRIFTS, DriftRow
-from .page_tables import count, head, table
+from .page_tables import head, table
 
 __all__ = ["channel_tables", "layer_strip"]
 
@@ -163,11 +164,11 @@ def channel_tables(rows: Sequence[DriftRow]) -> str:
             for channel, numbers in enumerate(values)
         )
         name = f"{row.position}: {row.name}"
-        shared = "" if len(row.members) == 1 else f", shared by {count(len(row.members), 'node')}"
+        shared = "" if len(row.members) == 1 else f", shared by {counted(len(row.members), 'node')}"
         made.append(
             f'<details class="layer" id="layer-{row.position}" '
             f'data-name="{escape(name, quote=True)}">\n'
-            f"<summary>{escape(name)} ({count(row.channels, 'channel')}{shared})</summary>\n"
+            f"<summary>{escape(name)} ({counted(row.channels, 'channel')}{shared})</summary>\n"
             f'<div class="scroll" tabindex="0"><table>{head(_CHANNEL_COLUMNS)}<tbody>\n{body}\n'
             "</tbody></table></div></details>"
         )

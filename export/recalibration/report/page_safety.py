@@ -5,7 +5,8 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from .page_tables import count, percent, table
+from ...results import counted
+from .page_tables import percent, table
 
 if TYPE_CHECKING:
     from ..judge.evidence import EvidenceReport
@@ -49,14 +50,15 @@ def before_and_after(held_out: HeldOut) -> str:
         ("change of the outputs, in parts of their deviation", "", f"{held_out.change:.4g}")
     )
     numbers = table(("outputs", "before", "after"), rows, texts={0})
+    samples = counted(held_out.samples, "held-out sample")
     where = (
         f", output {escape(held_out.output)} ({escape(held_out.kind)})" if held_out.output else ""
     )
     return (
         "<section>\n<h2>Outputs before and after</h2>\n<figure>\n"
         f'<div class="bars" aria-hidden="true">\n{"".join(bars)}</div>\n'
-        f"<figcaption>On {count(held_out.samples, 'held-out sample')}{where}. Agreement: the share "
-        "of decisions that stayed the same.</figcaption>\n</figure>\n"
+        f"<figcaption>On {samples}{where}. Agreement: the share of decisions that stayed the same."
+        "</figcaption>\n</figure>\n"
         f"<details open>\n<summary>The numbers of the outputs</summary>\n{numbers}\n</details>\n"
         "</section>"
     )

@@ -7,7 +7,7 @@ from html import escape
 
 from ...results import is_numeric
 
-__all__ = ["count", "head", "percent", "table"]
+__all__ = ["head", "percent", "table"]
 
 
 def table(
@@ -49,8 +49,3 @@ def head(columns: Sequence[str], texts: Iterable[int] = ()) -> str:
 def percent(share: float) -> str:
     """Return a share as text: ``87.5 %``."""
     return f"{100 * share:.1f} %"
-
-
-def count(number: int, noun: str) -> str:
-    """Return the number with its noun: ``1 layer``, ``12 layers``."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

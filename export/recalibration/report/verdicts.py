@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .drift import DriftRow
     from .first_layer import InputChange
 
-__all__ = ["verdicts"]
+__all__ = ["input_verdicts", "verdicts"]
 
 SAME = 1e-3
 """Largest shift in deviations, and largest relative change of a variance, of statistics that are
@@ -69,7 +69,7 @@ def verdicts(
     if same:
         said.append(same)
     else:
-        said += [*_unsure(trained), *_inputs(rows, inputs), *_layers(rows, trained, inputs)]
+        said += [*_unsure(trained), *input_verdicts(rows, inputs), *_layers(rows, trained, inputs)]
     said += [*_dead(trained), *_awake(trained), *_refused(refused)]
     return tuple(said)
 
@@ -135,7 +135,7 @@ def _unsure(rows: Sequence[DriftRow]) -> list[str]:
     ]
 
 
-def _inputs(rows: Sequence[DriftRow], change: InputChange | None) -> list[str]:
+def input_verdicts(rows: Sequence[DriftRow], change: InputChange | None) -> list[str]:
     """Speak of the model's input only where runs of the model have tied it to the first layer."""
     first = next((row for row in rows if change is not None and row.name == change.layer), None)
     if change is None or first is None or not first.drifts:

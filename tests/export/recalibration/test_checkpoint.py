@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 
 import cbn
 from cbn.export.files import load
-from cbn.export.recalibration.measure.checkpoint import Checkpoint, CheckpointError, checkpoint_key
+from cbn.export.recalibration.measure.checkpoint import Checkpoint, CheckpointError
+from cbn.export.recalibration.measure.checkpoint_key import checkpoint_key
 from cbn.export.recalibration.measure.observed import Observed
 
 KEY = "model=1\ndata=2\nmethod=3"
@@ -70,6 +71,22 @@ def test_stages_that_are_through_are_kept(path):
     assert again.load()[0] == 2
     assert same(again.load()[1]["b"], second["b"])
     assert same(again.finished["a"], first["a"])
+
+
+def test_it_says_how_much_it_holds(path):
+    checkpoint = Checkpoint.open(path, KEY)
+    said = [checkpoint.summary]
+    for step in (
+        lambda: checkpoint.save(1, {}),
+        lambda: checkpoint.save(4, {}),
+        lambda: checkpoint.finish_stage({}),
+        lambda: checkpoint.save(2, {}),
+        lambda: checkpoint.finish_stage({}),
+    ):
+        step()
+        said.append(checkpoint.summary)
+    of_stages = ["1 stage", "1 stage and 2 batches of the next", "2 stages"]
+    assert said == ["", "1 batch", "4 batches", *of_stages]
 
 
 def test_it_is_written_when_the_last_write_is_old_enough(path):

@@ -79,12 +79,30 @@ def test_errors_are_those_of_the_worst_channel() -> None:
     assert row.effective_samples < 2 * SAMPLES < row.observations / 4
 
 
+@pytest.mark.parametrize("spread", [0.01, 0.001])
+def test_no_data_is_worth_more_values_than_it_has(spread: float) -> None:
+    generator = np.random.default_rng(4)
+    x = generator.normal(size=(5, 3, LENGTH))
+    x -= x.mean(axis=2, keepdims=True)  # samples of one brightness, nearly
+    x += spread * generator.normal(size=(5, 3, 1))
+    assert (seen(x).effective_samples > 5 * LENGTH).all()
+    (row,) = report(x).rows
+    assert row.effective_samples == row.observations == 5 * LENGTH
+    assert row.mean_error == pytest.approx(1 / np.sqrt(5 * LENGTH), rel=1e-4)
+
+
+def test_of_samples_that_are_alike_nobody_knows_what_they_are_worth() -> None:
+    (row,) = report(np.repeat(values(1), SAMPLES, axis=0)).rows
+    assert np.isnan(row.effective_samples)
+
+
 def test_correlated_samples_are_too_little_data() -> None:
     x = np.repeat(np.random.default_rng(2).normal(size=(10, 3, 1)), LENGTH, axis=2)
     (row,) = report(x).rows
     assert row.weak_channels == 3
     assert not row.ok
     assert warned(x, "too few samples (10): in 1 node ('bn_y')")
+    assert report(x).few_samples
 
 
 def test_a_single_sample_has_no_errors() -> None:
@@ -93,11 +111,16 @@ def test_a_single_sample_has_no_errors() -> None:
     assert np.isnan(row.split_half)
     assert row.weak_channels == 3
     assert not row.ok
-    assert warned(values(1), "too few samples (1)")
+    assert warned(values(1), "too few samples (1, expected 8 or more)")
 
 
-def test_few_samples_are_warned_of_however_even() -> None:
-    assert warned(values(4, 4096), "too few samples (4)")
+@pytest.mark.parametrize("samples", [4, 7, 8])
+def test_few_samples_are_too_little_data_however_even(samples: int) -> None:
+    x = values(samples, 4096)
+    found = report(x)
+    few = samples < 8
+    assert (found.few_samples, found.rows[0].weak_channels, not found) == (few, 3 * few, few)
+    assert warned(x, f"too few samples ({samples}, expected 8 or more)") == few
 
 
 def test_samples_that_are_alike() -> None:
@@ -139,6 +162,8 @@ def test_nothing_or_too_little_held_out() -> None:
     assert warned(values(), "nothing was held out", held_out=None)
     few = dataclasses.replace(GOOD, samples=3, decisions=3)
     assert warned(values(), "too few held-out samples (3", held_out=few)
+    assert report(values(), held_out=few).few_held_out
+    assert not report(values()).few_held_out
 
 
 def test_a_metric_that_fell() -> None:

@@ -150,6 +150,28 @@ def test_batches_of_an_iterable_stay_as_they_come():
     assert sizes(open_source([X[:3], X[3:40], X[40:41]], [IMAGE])) == [3, 37, 1]
 
 
+TAKEN = "array 'pixels' is taken for the input 'image', as the only one that fits"
+
+
+def test_an_array_that_goes_to_an_input_of_another_name_is_said(tmp_path):
+    other = {"pixels": X, "label": np.arange(70)}
+    for index in range(2):
+        np.savez(tmp_path / f"{index}.npz", **other)
+    for data in (
+        tmp_path / "0.npz",
+        tmp_path,
+        other,
+        [other, other],
+        (batch for batch in [other, other]),
+        lambda: iter([other, other]),
+    ):
+        source = open_source(data, [IMAGE])
+        assert source.notes == (TAKEN,)
+        assert [part.notes for part in split(source)] == [(TAKEN,), (TAKEN,)]
+    for data in (npy(tmp_path), {"image": X}, [{"image": X}], [X], X):
+        assert open_source(data, [IMAGE]).notes == ()
+
+
 @pytest.mark.parametrize("data", [X, parts()], ids=["array", "list"])
 def test_a_fixed_batch_size_leaves_a_rest_out_and_says_so(data):
     source = open_source(data, [FOUR])

@@ -77,7 +77,7 @@ def test_a_write_that_fails_leaves_the_tensor_before(tmp_path, monkeypatch):
 
     monkeypatch.setattr(np, "save", fail)
     with pytest.raises(
-        OSError, match=r"run\.tensors/0-\S+: cannot be written: no space.*make room"
+        OSError, match=r"cannot write \S+run\.tensors/0-\S+: no space left; make room"
     ):
         tensors.put(0, {"a": SMALL + 1})
     assert same(tensors.get(0, "a"), SMALL)

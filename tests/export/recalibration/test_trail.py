@@ -8,7 +8,8 @@ import recalibration_models as models
 
 from cbn.export.inputs import model_inputs
 from cbn.export.recalibration.data.sources import open_source
-from cbn.export.recalibration.measure.checkpoint import Checkpoint, CheckpointError, checkpoint_key
+from cbn.export.recalibration.measure.checkpoint import Checkpoint, CheckpointError
+from cbn.export.recalibration.measure.checkpoint_key import checkpoint_key
 from cbn.export.recalibration.measure.measuring import Measuring
 from cbn.export.recalibration.measure.targets import choose_targets
 
