@@ -63,13 +63,19 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     BUILDS["_v4"] += ["--param=inline-min-speedup=30"]
 
 
+SHARED = "cbn._shared"
+OPTIONS = {"compiler_directives": DIRECTIVES, "shared_utility_qualified_name": SHARED}
+
+
 def extensions() -> list[Extension]:
     """The kernels once for each instruction set."""
     plain = [
         Extension(f"cbn.{name}", [f"cbn/{name}.pyx"], extra_compile_args=["-O2"])
         for name in ("_cpu", "capi")
     ]
-    built = cythonize(plain, build_dir="build/cython", compiler_directives=DIRECTIVES)
+    # What Cython adds to each module, memoryviews above all: once for all of them.
+    plain.append(Extension(SHARED, ["cbn/_shared.c"], extra_compile_args=["-O2"]))
+    built = cythonize(plain, build_dir="build/cython", **OPTIONS)
     for tag, flags in BUILDS.items():
         kernels = Extension(
             f"cbn._kernels{tag}",
@@ -78,7 +84,7 @@ def extensions() -> list[Extension]:
             extra_compile_args=list(flags),
         )
         # A folder for each: Cython names its C file after the source, not after the module.
-        built += cythonize(kernels, build_dir=f"build/cython{tag}", compiler_directives=DIRECTIVES)
+        built += cythonize(kernels, build_dir=f"build/cython{tag}", **OPTIONS)
     return built
 
 

@@ -158,7 +158,7 @@ cdef class AffineMap(ContiguousCall):
         self.how.m, self.how.a = self.coefficients, self.coefficients + n
         self.how.b, self.how.w = self.coefficients + 2 * n, self.coefficients + 3 * n
         self.how.activation, self.how.slope = activation, slope
-        self.how.stream, self.how.ahead, self.how.ahead_beside = False, 0, 0
+        self.how.stream = False
         if self.kind == b"d":
             self.flat = periodic(<const double *>NULL, &self.how, n, 1, self.narrowed)
         else:
@@ -257,13 +257,13 @@ cdef class AffineMap(ContiguousCall):
         cdef Last rows
         if self.last or shape.length == 1:
             rows = self.last_of(like)
-            flat.stream = streams(bytes_, STREAM_RUN)
+            flat.stream = streams(x, y, bytes_)
             map_last(x, &rows, residual, &rows, y, &rows, &flat, threads)
             return 0
         if is_short(&shape) and bytes_ > HOLD_BYTES:
-            how.stream = streams(bytes_, STREAM_RUN)
+            how.stream = streams(x, y, bytes_)
             return map_short(x, &shape, residual, &shape, y, &shape, &how, threads)
-        how.stream = streams(bytes_, shape.length * <Py_ssize_t>sizeof(real))
+        how.stream = streams_first(x, &shape, y, &shape)
         map_first(x, &shape, residual, &shape, y, &shape, &how, threads)
         return 0
 

@@ -34,7 +34,6 @@ cdef int door_scale_shift(
     how.m, how.a, how.b = values, values + channels, values + 2 * channels
     how.w = NULL
     how.activation, how.slope, how.stream = activation, negative_slope, False
-    how.ahead = how.ahead_beside = 0
     return map_(x, &shape, <const real *>NULL, &shape, y, &shape, &how, length == 1, num_threads)
 
 

@@ -61,8 +61,7 @@ cdef int map_(
     cdef Last last_from, last_beside, last_to
     cdef Map streamed = how[0]
     cdef Py_ssize_t values = from_.shape[0] * from_.shape[1] * from_.shape[2]
-    cdef Py_ssize_t run = STREAM_RUN if last else from_.shape[2] * <Py_ssize_t>sizeof(real)
-    streamed.stream = streams(values * <Py_ssize_t>sizeof(real), run)
+    streamed.stream = streams(x, y, values * <Py_ssize_t>sizeof(real))
     if last:
         last_from, last_beside, last_to = last_of(from_), last_of(beside), last_of(to)
         return map_periodic(x, &last_from, residual, &last_beside, y, &last_to, &streamed,
@@ -72,6 +71,7 @@ cdef int map_(
             residual == NULL or is_short(&first_beside)):
         return map_short(x, &first_from, residual, &first_beside, y, &first_to, &streamed,
                          num_threads)
+    streamed.stream = streams_first(x, &first_from, y, &first_to)
     map_first(x, &first_from, residual, &first_beside, y, &first_to, &streamed, num_threads)
     return 0
 
@@ -199,7 +199,6 @@ def scale(
     how.m, how.a, how.b = &coefficients_[0, 0], &coefficients_[1, 0], &coefficients_[2, 0]
     how.w = NULL
     how.activation, how.slope, how.stream = activation, slope, False
-    how.ahead = how.ahead_beside = 0
     if residual is not None:
         beside, other = strided_of(residual), &residual[0, 0, 0]
         ones = np.ones(coefficients_.shape[1])

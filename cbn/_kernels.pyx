@@ -19,8 +19,10 @@
     deviation.
 
 (d) Training forward and gradient, channels first: a task takes a few channels through sums,
-    coefficients and map, so that their slab is read from memory once if it fits in L2. Only where
-    channels are too few to share out, or last, are there two passes over x.
+    coefficients and map, so that their slab is read from memory once if it fits in L2. While it
+    maps, it sums the channels of the task that the same thread will do next, piece by piece: so
+    reads and stores are under way together. Only where channels are too few to share out, or last,
+    are there two passes over x.
 
 (e) Threads: an argument, handed down to share() of _pool.h. Each thread has a share of the tasks
     and then takes from the others, so that a core which is busy elsewhere delays one task and not
@@ -51,7 +53,6 @@ cdef extern from "_lanes.h" nogil:
         pass
     Lanes lanes_fill "cbn_fill"(double)
     double lanes_total "cbn_total"(const Lanes *)
-    void fence "cbn_fence"()
     void prefetch "cbn_prefetch"(const void *)
     # x, y and their like point to the element type: the header picks by the first of them
     void squares_step "cbn_squares"(const void *x, Lanes *total, Lanes *square)
@@ -79,6 +80,9 @@ cdef extern from "_lanes.h" nogil:
     void scale_step "cbn_scale"(
         const void *x, const void *residual, void *y, double m, double a, double b, double w,
         int activation, double slope, bint stream)
+    void scale_mixed_step "cbn_scale_mixed"(
+        const void *x, const void *residual, void *y, int n, const double *m, const double *a,
+        const double *b, const double *w, int activation, double slope, bint stream)
     void scale_channels_step "cbn_scale_channels"(
         const void *x, const void *residual, void *y, const void *m, const void *a, const void *b,
         const void *w, Py_ssize_t at, int activation, double slope, bint stream)
@@ -87,9 +91,15 @@ cdef extern from "_lanes.h" nogil:
 
 cdef extern from "_pool.h" nogil:
     enum: CBN_THREADED
-    ctypedef void (*Task "cbn_task")(const void *work, Py_ssize_t task)
+    enum: LOOK_AHEAD "CBN_LOOK_AHEAD"
+    ctypedef struct Turn "cbn_turn":
+        Py_ssize_t next
+        bint carries
+        double *kept
+    ctypedef void (*Task "cbn_task")(const void *work, Py_ssize_t task, Turn *turn)
     int processors_ "cbn_processors"()
-    void share "cbn_share"(Task run, const void *work, Py_ssize_t tasks, int num_threads)
+    void fence "cbn_fence"()
+    void share "cbn_share"(Task run, const void *work, Py_ssize_t tasks, int num_threads, int how)
 
 ctypedef fused real:
     float

@@ -81,14 +81,7 @@ CBN_INLINE void cbn_stream_bytes(void *to, const void *from, int bytes) {
 #endif
 }
 
-/* Streamed stores are weakly ordered: a task ends with this before another thread may read. */
-CBN_INLINE void cbn_fence(void) {
-#if defined(__SSE2__)
-    _mm_sfence();
-#endif
-}
-
-CBN_INLINE void cbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 2); }
+CBN_INLINE void cbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 /* ---- float32 and float64 ------------------------------------------------------------------ */
 
@@ -300,11 +293,21 @@ CBN_INLINE cbn_f64x16 cbn_fill(double value) {
 
 /* The sum of the lanes, in one order: halves onto halves. */
 CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
-    double lanes[CBN_LANES];
-    memcpy(lanes, x, sizeof lanes);
-    for (int half = CBN_LANES / 2; half; half /= 2)
-        for (int k = 0; k < half; k++) lanes[k] += lanes[k + half];
-    return lanes[0];
+    cbn_f64x16 r = *x;
+    for (int half = CBN_N64 / 2; half; half /= 2)
+        CBN_EACH(k, half) r.v[k] += r.v[k + half];
+#if defined(__AVX512F__)
+    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)r.v[0]),
+                                 _mm512_extractf64x4_pd((__m512d)r.v[0], 1));
+#elif defined(__AVX__)
+    __m256d four = (__m256d)r.v[0];
+#endif
+#if defined(__AVX__)
+    __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+    return two[0] + two[1];
+#else
+    return r.v[0][0] + r.v[0][1];
+#endif
 }
 
 /* Lane by lane: total += x - shift, square += (x - shift)^2. */
@@ -466,10 +469,25 @@ CBN_DEFINE_PART(bf16)
  *                _squares: without a shift
  * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
- *                operation; _channels: the same for 16 channels, m, a, b, w being WORK arrays
+ *                operation; _mixed: the first n of the channel before the one that m, a, b, w point
+ *                to, the others of that; _channels: 16 channels, m, a, b, w being WORK arrays
  * narrow         one double into element `at` of a WORK array
  * value          one element as a double
  */
+/* Vector k of a group whose first n lanes are of one channel, the others of the next. */
+#define CBN_DEFINE_MIX(WORK, INT)                                                                  \
+    CBN_INLINE cbn_v##WORK cbn_mix_##WORK(int k, int n, const double *of) {                        \
+        enum { WIDTH = CBN_VECTOR / sizeof(cbn_##WORK) };                                          \
+        cbn_v##INT lane, first, one, next;                                                         \
+        CBN_EACH(j, WIDTH) lane[j] = j;                                                            \
+        first = lane < (cbn_v##INT){0} + (n - k * WIDTH);                                          \
+        one = (cbn_v##INT)((cbn_##WORK)of[-1] - (cbn_v##WORK){0});                                 \
+        next = (cbn_v##INT)((cbn_##WORK)of[0] - (cbn_v##WORK){0});                                 \
+        return (cbn_v##WORK)((first & one) | (~first & next));                                     \
+    }
+CBN_DEFINE_MIX(f32, i32)
+CBN_DEFINE_MIX(f64, i64)
+
 #define CBN_DEFINE(T, WORK, COUNT)                                                                 \
     CBN_INLINE void cbn_moments_##T(const cbn_##T *x, double shift, cbn_f64x16 *total,             \
                                     cbn_f64x16 *square) {                                          \
@@ -553,6 +571,22 @@ CBN_DEFINE_PART(bf16)
         if (stream) cbn_stream_##T(y, r);                                                          \
         else cbn_store_##T(y, r);                                                                  \
     }                                                                                              \
+    CBN_INLINE void cbn_scale_mixed_##T(                                                           \
+        const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, int n, const double *m,             \
+        const double *a, const double *b, const double *w, int activation, double slope,           \
+        int stream) {                                                                              \
+        cbn_##WORK##x16 r = cbn_load_##T(x);                                                       \
+        CBN_EACH(k, COUNT)                                                                         \
+            r.v[k] = (r.v[k] - cbn_mix_##WORK(k, n, m)) * cbn_mix_##WORK(k, n, a) +                \
+                     cbn_mix_##WORK(k, n, b);                                                      \
+        if (residual) {                                                                            \
+            cbn_##WORK##x16 other = cbn_load_##T(residual);                                        \
+            CBN_EACH(k, COUNT) r.v[k] += other.v[k] * cbn_mix_##WORK(k, n, w);                     \
+        }                                                                                          \
+        if (activation) r = cbn_activate_##WORK(r, activation, slope);                             \
+        if (stream) cbn_stream_##T(y, r);                                                          \
+        else cbn_store_##T(y, r);                                                                  \
+    }                                                                                              \
     CBN_INLINE void cbn_scale_channels_##T(                                                        \
         const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, const void *m, const void *a,       \
         const void *b, const void *w, Py_ssize_t at, int activation, double slope, int stream) {   \
@@ -599,6 +633,7 @@ CBN_DEFINE(bf16, f32, CBN_N32)
 #define cbn_columns(p, ...) CBN_PICK(cbn_columns, p)(p, __VA_ARGS__)
 #define cbn_columns_products(p, ...) CBN_PICK(cbn_columns_products, p)(p, __VA_ARGS__)
 #define cbn_scale(p, ...) CBN_PICK(cbn_scale, p)(p, __VA_ARGS__)
+#define cbn_scale_mixed(p, ...) CBN_PICK(cbn_scale_mixed, p)(p, __VA_ARGS__)
 #define cbn_scale_channels(p, ...) CBN_PICK(cbn_scale_channels, p)(p, __VA_ARGS__)
 #define cbn_narrow(p, ...) CBN_PICK(cbn_narrow, p)(p, __VA_ARGS__)
 #define cbn_value(p) CBN_PICK(cbn_value, p)(p)

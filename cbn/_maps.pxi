@@ -2,7 +2,7 @@
 
 cdef enum:
     TASK_BYTES = 1 << 15    # of x, in a task that only maps
-    STREAM_BYTES = 3 << 20  # of x, from which y goes past the cache
+    STREAM_BYTES = 8 << 20  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
 
@@ -16,8 +16,6 @@ cdef struct Map:
     int activation
     double slope             # of leaky_relu
     bint stream
-    Py_ssize_t ahead         # bytes from x to what is read next, to fetch meanwhile; or 0
-    Py_ssize_t ahead_beside  # the same for the residual
 
 
 cdef struct Periodic:
@@ -31,8 +29,25 @@ cdef struct Periodic:
     bint stream
 
 
-cdef inline bint streams(Py_ssize_t bytes, Py_ssize_t run_bytes) noexcept nogil:
-    return bytes >= STREAM_BYTES and run_bytes >= STREAM_RUN
+cdef inline bint streams(const void *x, const void *y, Py_ssize_t bytes) noexcept nogil:
+    """Whether y goes past the cache. In place its lines are there already, and are kept."""
+    return bytes >= STREAM_BYTES and x != y
+
+
+cdef inline bint follows(const First *shape) noexcept nogil:
+    """Whether the runs of neighbouring channels follow each other, each a group or longer."""
+    return shape.channel_stride == shape.length and shape.length >= LANES
+
+
+cdef inline bint streams_first(
+    const real *x, const First *from_, const real *y, const First *to
+) noexcept nogil:
+    """The same, channels first: only where enough values follow each other in x and in y."""
+    cdef Py_ssize_t along = from_.length * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t bytes_ = from_.runs * from_.channels * along
+    if follows(from_) and follows(to):
+        along *= from_.channels
+    return along >= STREAM_RUN and streams(x, y, bytes_)
 
 
 cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcept nogil:
@@ -44,7 +59,7 @@ cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcep
     return min(n, (line - <Py_ssize_t>(<uintptr_t>y % line)) % line // <Py_ssize_t>sizeof(real))
 
 
-# ---- one channel ---------------------------------------------------------------------------------
+# ---- channels that follow each other -------------------------------------------------------------
 
 cdef inline void map_part(
     const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, const Map *map_
@@ -64,69 +79,124 @@ cdef inline void map_part(
     memcpy(y, result, n * sizeof(real))
 
 
-cdef inline void map_groups(
-    const real *x, const real *residual, real *y, Py_ssize_t i, Py_ssize_t last, double m, double a,
-    double b, double w, int activation, double slope, bint stream, Py_ssize_t ahead,
-    Py_ssize_t ahead_beside
+cdef inline void map_group(
+    const real *x, const real *residual, real *y, Py_ssize_t c, const Map *map_
 ) noexcept nogil:
-    while i <= last:
-        if ahead:
-            prefetch(<const char *>(x + i) + ahead)
-            if residual != NULL:
-                prefetch(<const char *>(residual + i) + ahead_beside)
-        scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
-                   activation, slope, stream)
-        i += LANES
+    """One group, not streamed."""
+    scale_step(x, residual, y, map_.m[c], map_.a[c], map_.b[c],
+               map_.w[c] if residual != NULL else 1, map_.activation, map_.slope, False)
 
 
-cdef inline void map_run(
-    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, const Map *map_
+cdef void map_groups(
+    const real *x, const real *residual, real *y, Py_ssize_t i, Py_ssize_t n, Py_ssize_t c,
+    Py_ssize_t channels, const Map *map_
 ) noexcept nogil:
-    """One run of channel c. Where values are left over, the last group overlaps the one before it:
-    it is computed first, since y may be x, and stored last."""
-    cdef Py_ssize_t i = head_of(y, n, map_.stream), last = n - LANES
-    cdef Py_ssize_t left = (n - i) % LANES
-    cdef double m = map_.m[c], a = map_.a[c], b = map_.b[c], w = 1
+    """Whole groups from i on, of `channels` runs of n values. One may hold the end of a run and the
+    beginning of the next."""
+    cdef Py_ssize_t end = 0, last = c + channels
+    cdef double m, a, b, w = 1
+    while True:
+        end += n
+        m, a, b = map_.m[c], map_.a[c], map_.b[c]
+        if residual != NULL:
+            w = map_.w[c]
+        if map_.activation:
+            while i + LANES <= end:
+                scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
+                           map_.activation, map_.slope, map_.stream)
+                i += LANES
+        elif residual != NULL:
+            while i + LANES <= end:
+                prefetch(<const char *>(x + i) + AHEAD)
+                prefetch(<const char *>(residual + i) + AHEAD)
+                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, map_.stream)
+                i += LANES
+        elif map_.stream:
+            while i + LANES <= end:
+                prefetch(<const char *>(x + i) + AHEAD)
+                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, True)
+                i += LANES
+        else:
+            while i + LANES <= end:
+                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, False)
+                i += LANES
+        c += 1
+        if c == last:
+            return
+        if i < end:
+            scale_mixed_step(x + i, residual + i if residual != NULL else NULL, y + i,
+                             <int>(end - i), map_.m + c, map_.a + c, map_.b + c,
+                             map_.w + c if residual != NULL else NULL, map_.activation,
+                             map_.slope, map_.stream)
+            i += LANES
+
+
+cdef inline void map_runs(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, Py_ssize_t channels,
+    const Map *map_
+) noexcept nogil:
+    """The runs of some channels that follow each other, n values each. What comes before the first
+    whole group and after the last is had from groups that overlap these: computed first, since y
+    may be x, and stored last."""
+    cdef Py_ssize_t values = n * channels, last = values - LANES
+    cdef Py_ssize_t i = head_of(y, values, map_.stream)
+    cdef Py_ssize_t left = (values - i) % LANES
+    cdef real[LANES] head
     cdef real[LANES] tail
-    if n < LANES:
+    if n < LANES:   # alone
         map_part(x, residual, y, n, c, map_)
         return
-    if residual != NULL:
-        w = map_.w[c]
-    if left:
-        map_groups(x + last, residual + last if residual != NULL else NULL, <real *>tail, 0, 0,
-                   m, a, b, w, map_.activation, map_.slope, False, 0, 0)
     if i:
-        map_part(x, residual, y, i, c, map_)
-    if residual != NULL or map_.activation:
-        map_groups(x, residual, y, i, last, m, a, b, w, map_.activation, map_.slope, map_.stream,
-                   map_.ahead, map_.ahead_beside)
-    elif map_.stream:
-        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, True, map_.ahead, 0)
-    else:
-        map_groups(x, <const real *>NULL, y, i, last, m, a, b, 1, 0, 0, False, 0, 0)
-    if left and map_.stream:   # a streamed line is not touched again
-        memcpy(y + n - left, tail + LANES - left, left * sizeof(real))
-    elif left:
+        map_group(x, residual, head, c, map_)
+    if left:
+        map_group(x + last, residual + last if residual != NULL else NULL, tail, c + channels - 1,
+                  map_)
+    map_groups(x, residual, y, i, n, c, channels, map_)
+    if map_.stream:   # a streamed line is not touched again
+        memcpy(y, head, i * sizeof(real))
+        memcpy(y + values - left, tail + LANES - left, left * sizeof(real))
+        return
+    if i:
+        memcpy(y, head, sizeof(head))
+    if left:
         memcpy(y + last, tail, sizeof(tail))
 
 
-cdef inline void map_box(
+cdef void map_box(
     const real *x, const First *from_, const real *residual, const First *beside, real *y,
     const First *to, Py_ssize_t run, Py_ssize_t last_run, Py_ssize_t channel,
-    Py_ssize_t last_channel, Py_ssize_t start, Py_ssize_t stop, const Map *map_
+    Py_ssize_t last_channel, Py_ssize_t start, Py_ssize_t stop, const Map *map_, Summing *meanwhile
 ) noexcept nogil:
-    """Some runs of some channels, from start to stop of each run."""
-    cdef Py_ssize_t r, c
+    """Some runs of some channels, from start to stop of each run; and `meanwhile` sums, so that
+    these are had while stores are under way."""
+    cdef Py_ssize_t r, c, step = 1, at, n, most = stop - start
+    cdef const real *given
     cdef const real *other = NULL
+    cdef real *result
+    if follows(from_) and follows(to) and (residual == NULL or follows(beside)) and (
+            most == from_.length):
+        step = last_channel - channel
+    elif meanwhile != NULL:
+        most = min(most, <Py_ssize_t>PIECE)
     for r in range(run, last_run):
-        for c in range(channel, last_channel):
+        c = channel
+        while c < last_channel:
+            given = x + r * from_.run_stride + c * from_.channel_stride
+            result = y + r * to.run_stride + c * to.channel_stride
             if residual != NULL:
-                other = residual + r * beside.run_stride + c * beside.channel_stride + start
-            map_run(x + r * from_.run_stride + c * from_.channel_stride + start, other,
-                    y + r * to.run_stride + c * to.channel_stride + start, stop - start, c, map_)
-    if map_.stream:
-        fence()
+                other = residual + r * beside.run_stride + c * beside.channel_stride
+            at = start
+            while at < stop:
+                n = most
+                if n < stop - at: # pieces end where a store does
+                    n += head_of(result + at + n, LANES, True)
+                n = min(n, stop - at)
+                map_runs(given + at, other + at if other != NULL else NULL, result + at, n, c,
+                         step, map_)
+                at += n
+                if meanwhile != NULL:
+                    sum_meanwhile(x, meanwhile, n * step)
+            c += step
 
 
 cdef struct Tile:
@@ -169,7 +239,7 @@ cdef struct FirstWork:
     Tile tile
 
 
-cdef void map_tile(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void map_tile(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     cdef const FirstWork *w = <const FirstWork *>work
     cdef const Tile *tile = &w.tile
     cdef Py_ssize_t start = (task % tile.along_length) * tile.length
@@ -178,7 +248,7 @@ cdef void map_tile(const real *work, Py_ssize_t task) noexcept nogil:
     map_box(<const real *>w.x, w.from_, <const real *>w.residual, w.beside, <real *>w.y, w.to,
             run, min(run + tile.runs, w.from_.runs),
             channel, min(channel + tile.channels, w.from_.channels),
-            start, min(start + tile.length, w.from_.length), w.map_)
+            start, min(start + tile.length, w.from_.length), w.map_, NULL)
 
 
 cdef void map_first(
@@ -192,7 +262,8 @@ cdef void map_first(
     work.y, work.to, work.map_ = y, to, map_
     work.tile = tile_of(from_, sizeof(real))
     share(<Task>map_tile[real], &work,
-          work.tile.along_runs * work.tile.along_channels * work.tile.along_length, num_threads)
+          work.tile.along_runs * work.tile.along_channels * work.tile.along_length, num_threads,
+          0)
 
 
 # ---- channels one after the other ----------------------------------------------------------------
@@ -240,6 +311,8 @@ cdef inline Py_ssize_t flat_groups(
     cdef const char *w = b + flat.room
     cdef Py_ssize_t period = flat.period
     while i <= last:
+        if stream:
+            prefetch(<const char *>(x + i) + AHEAD)
         scale_channels_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
                             phase, activation, flat.slope, stream)
         i += LANES
@@ -289,8 +362,6 @@ cdef void map_flat(
     if i < n:
         flat_part(x + i, residual + i if residual != NULL else NULL, y + i, n - i,
                   (phase + i) % flat.period, flat)
-    if flat.stream:
-        fence()
 
 
 cdef struct LastWork:
@@ -305,7 +376,7 @@ cdef struct LastWork:
     Py_ssize_t step          # values of a task, or rows where these do not follow each other
 
 
-cdef void map_piece(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void map_piece(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     """Values that follow each other."""
     cdef const LastWork *w = <const LastWork *>work
     cdef Py_ssize_t at = task * w.step
@@ -314,7 +385,7 @@ cdef void map_piece(const real *work, Py_ssize_t task) noexcept nogil:
              min(w.step, w.from_.rows * w.from_.channels - at), at, w.flat)
 
 
-cdef void map_rows(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void map_rows(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     """Rows that do not follow each other."""
     cdef const LastWork *w = <const LastWork *>work
     cdef Py_ssize_t row
@@ -342,13 +413,15 @@ cdef void map_last(
     cdef LastWork work
     if whole and (num_threads == 1 or n <= values):
         map_flat(x, residual, y, n, 0, flat)
+        fence()
         return
     work.x, work.from_ = x, from_
     work.residual, work.beside = residual, beside
     work.y, work.to, work.flat = y, to, flat
     if whole:
         work.step = values
-        share(<Task>map_piece[real], &work, (n + values - 1) // values, num_threads)
+        share(<Task>map_piece[real], &work, (n + values - 1) // values, num_threads, 0)
     else:
         work.step = max(<Py_ssize_t>1, values // from_.channels)
-        share(<Task>map_rows[real], &work, (from_.rows + work.step - 1) // work.step, num_threads)
+        share(<Task>map_rows[real], &work, (from_.rows + work.step - 1) // work.step, num_threads,
+              0)

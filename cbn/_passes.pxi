@@ -87,7 +87,6 @@ cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
     cdef Map map_
     map_.m, map_.a, map_.b, map_.w = training.m, training.a, training.b, training.w
     map_.activation, map_.slope, map_.stream = 0, 0, stream
-    map_.ahead = map_.ahead_beside = 0
     return map_
 
 
@@ -104,7 +103,7 @@ cdef struct Merging:
     const Training *training
 
 
-cdef void merge_some(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void merge_some(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     """Merge the parts in their order, then the columns of a channel; MERGED channels."""
     cdef const Merging *w = <const Merging *>work
     cdef Py_ssize_t first = task * MERGED, last = min(first + MERGED, w.channels)
@@ -150,7 +149,7 @@ cdef void merge_parts(
     work.partial, work.parts, work.columns, work.channels = partial, parts, columns, channels
     work.channel_step, work.fold_step, work.rest = channel_step, fold_step, rest
     work.training = training
-    share(<Task>merge_some[real], &work, (channels + MERGED - 1) // MERGED, num_threads)
+    share(<Task>merge_some[real], &work, (channels + MERGED - 1) // MERGED, num_threads, 0)
 
 
 cdef inline Py_ssize_t parts_of(Py_ssize_t tasks, Py_ssize_t blocks) noexcept nogil:
@@ -165,20 +164,6 @@ cdef inline Py_ssize_t group_size(const First *x, Py_ssize_t itemsize) noexcept 
     cdef Py_ssize_t run_bytes = x.length * itemsize
     cdef Py_ssize_t size = min(READ_BYTES // run_bytes, SLAB_BYTES // (run_bytes * x.runs))
     return max(<Py_ssize_t>1, min(size, <Py_ssize_t>GROUP, x.channels // 16))
-
-
-cdef inline void group_sums(
-    const real *x, const First *from_, const real *dy, const First *beside, Py_ssize_t channel,
-    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, const Training *training,
-    Sums *out
-) noexcept nogil:
-    if training.backward:
-        group_products(dy + channel * beside.channel_stride, beside,
-                       x + channel * from_.channel_stride, from_, training.mean + channel,
-                       channels, first_block, last_block, out)
-    else:
-        group_moments(x + channel * from_.channel_stride, from_, channels, first_block,
-                      last_block, out)
 
 
 cdef struct FirstPass:
@@ -196,44 +181,69 @@ cdef struct FirstPass:
     Sums *partial            # [part, channel]
 
 
-cdef void first_group(const real *work, Py_ssize_t group) noexcept nogil:
-    """Take a group of channels through sums, coefficients and map."""
+cdef inline void begin_group(
+    const real *like, const FirstPass *w, Py_ssize_t group, Sums *out, Summing *s
+) noexcept nogil:
+    """Sums of a group of channels, of all blocks unless said otherwise."""
+    cdef Py_ssize_t channel = group * w.size
+    s.x = <const real *>w.x + channel * w.from_.channel_stride
+    s.from_, s.beside = w.from_, w.beside
+    s.dy = NULL
+    if w.training.backward:
+        s.dy = <const real *>w.dy + channel * w.beside.channel_stride
+        s.mean = w.training.mean + channel
+    s.channels = min(w.size, w.from_.channels - channel)
+    s.out = out
+    begin_sums(like, s)
+
+
+cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept nogil:
+    """Take a group of channels through sums, coefficients and map; while that goes on, sum the
+    group that is next."""
     cdef const FirstPass *w = <const FirstPass *>work
-    cdef const real *x = <const real *>w.x
-    cdef const real *dy = <const real *>w.dy
-    cdef real *y = <real *>w.y
     cdef const First *from_ = w.from_
-    cdef const First *beside = w.beside
     cdef const Training *training = w.training
-    cdef Sums[GROUP] sums
+    cdef Sums *sums = <Sums *>turn.kept
+    cdef Summing summing
     cdef Py_ssize_t channel = group * w.size, c
     cdef Py_ssize_t channels = min(w.size, from_.channels - channel)
     cdef Map map_ = map_of(training, w.stream)
-    if channel + w.size + channels <= from_.channels and not training.frozen:
-        map_.ahead = w.size * from_.channel_stride * <Py_ssize_t>sizeof(real)
-        if dy != NULL:
-            map_.ahead_beside = w.size * beside.channel_stride * <Py_ssize_t>sizeof(real)
-    group_sums(x, from_, dy, beside, channel, channels, 0, block_count(from_), training,
-               <Sums *>sums)
+    cdef bint ahead = w.y != NULL and turn.next >= 0
+    summing.last_block = block_count(from_)
+    if not turn.carries:
+        summing.index = 0
+        begin_group(work, w, group, sums, &summing)
+        while sum_piece(work, &summing):
+            pass
     for c in range(channels):
-        finish_channel(x, &sums[c], training, channel + c)
+        finish_channel(work, &sums[c], training, channel + c)
+    turn.carries = ahead
+    if ahead:
+        summing.index = 0
+        begin_group(work, w, turn.next, sums, &summing)
     if training.frozen:
-        map_box(dy, beside, <const real *>NULL, beside, y, w.to, 0, from_.runs, channel,
-                channel + channels, 0, from_.length, &map_)
-    elif y != NULL:
-        map_box(x, from_, dy, beside, y, w.to, 0, from_.runs, channel, channel + channels,
-                0, from_.length, &map_)
+        map_box(<const real *>w.dy, w.beside, <const real *>NULL, w.beside, <real *>w.y, w.to, 0,
+                from_.runs, channel, channel + channels, 0, from_.length, &map_,
+                &summing if ahead else NULL)
+    elif w.y != NULL:
+        map_box(<const real *>w.x, from_, <const real *>w.dy, w.beside, <real *>w.y, w.to, 0,
+                from_.runs, channel, channel + channels, 0, from_.length, &map_,
+                &summing if ahead else NULL)
+    if ahead:
+        while sum_piece(work, &summing):
+            pass
 
 
-cdef void first_part(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     """One part of the sums of a group of channels, into partial[part, channel]."""
     cdef const FirstPass *w = <const FirstPass *>work
-    cdef Py_ssize_t channel = (task // w.parts) * w.size, part = task % w.parts
-    cdef Py_ssize_t blocks = block_count(w.from_), channels = w.from_.channels
-    group_sums(<const real *>w.x, w.from_, <const real *>w.dy, w.beside, channel,
-               min(w.size, channels - channel), part * blocks // w.parts,
-               (part + 1) * blocks // w.parts, w.training,
-               w.partial + part * channels + channel)
+    cdef Py_ssize_t group = task // w.parts, part = task % w.parts
+    cdef Py_ssize_t blocks = block_count(w.from_)
+    cdef Summing summing
+    summing.index, summing.last_block = part * blocks // w.parts, (part + 1) * blocks // w.parts
+    begin_group(work, w, group, w.partial + part * w.from_.channels + group * w.size, &summing)
+    while sum_piece(work, &summing):
+        pass
 
 
 cdef int pass_first(
@@ -241,7 +251,7 @@ cdef int pass_first(
     const First *to, const Training *training, int num_threads
 ) noexcept nogil:
     """Sums of x (and dy) and, where y is given, the map into it."""
-    cdef Py_ssize_t groups, bytes_
+    cdef Py_ssize_t groups
     cdef Map map_
     cdef FirstPass work
     if is_short(from_) and (dy == NULL or is_short(beside)) and (y == NULL or is_short(to)):
@@ -251,16 +261,15 @@ cdef int pass_first(
     work.y, work.to, work.training = y, to, training
     work.size = group_size(from_, sizeof(real))
     groups = (from_.channels + work.size - 1) // work.size
-    bytes_ = from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)
-    work.stream = streams(bytes_, from_.length * <Py_ssize_t>sizeof(real))
+    work.stream = streams_first(x, from_, y, to)
     if groups >= TASKS // 4:
-        share(<Task>first_group[real], &work, groups, num_threads)
+        share(<Task>first_group[real], &work, groups, num_threads, LOOK_AHEAD)
         return 0
     work.parts = parts_of(groups, block_count(from_))
     work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
     if work.partial == NULL:
         return NO_MEMORY
-    share(<Task>first_part[real], &work, groups * work.parts, num_threads)
+    share(<Task>first_part[real], &work, groups * work.parts, num_threads, 0)
     merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
                 num_threads)
     free(work.partial)
@@ -286,7 +295,7 @@ cdef struct LastPass:
     Sums *partial            # [part, column]
 
 
-cdef void last_part(const real *work, Py_ssize_t task) noexcept nogil:
+cdef void last_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
     """One part of the rows of COLUMNS channels, into partial[part, channel]."""
     cdef const LastPass *w = <const LastPass *>work
     cdef const Last *from_ = w.from_
@@ -345,7 +354,7 @@ cdef int column_sums(
     work.x, work.from_ = x, from_
     work.dy, work.beside, work.mean = dy, beside, mean
     work.parts, work.partial = parts, partial
-    share(<Task>last_part[real], &work, groups * parts, num_threads)
+    share(<Task>last_part[real], &work, groups * parts, num_threads, 0)
     merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training,
                 num_threads)
     free(partial)
@@ -400,7 +409,7 @@ cdef int pass_last(
         return NO_MEMORY
     if y != NULL:
         map_ = map_of(training, streams(
-            from_.rows * channels * <Py_ssize_t>sizeof(real), STREAM_RUN))
+            x, y, from_.rows * channels * <Py_ssize_t>sizeof(real)))
         if training.frozen:
             return map_periodic(dy, beside, <const real *>NULL, beside, y, to, &map_, channels, 1,
                                 num_threads)
@@ -484,7 +493,7 @@ cdef int pass_short(
     if y == NULL:
         return 0
     map_ = map_of(training, streams(
-        from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real), STREAM_RUN))
+        x, y, from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)))
     if training.frozen:
         return map_short(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
     return map_short(x, from_, dy, beside, y, to, &map_, num_threads)

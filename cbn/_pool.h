@@ -15,7 +15,34 @@
 
 #include <stddef.h>
 
-typedef void (*cbn_task)(const void *work, ptrdiff_t task);
+typedef struct {
+    ptrdiff_t next; /* the task that the same thread will do after this one, or -1 */
+    int carries;    /* whether `kept` holds what the task before left for this one; 0 at first */
+    double kept[128];
+} cbn_turn;
+
+typedef void (*cbn_task)(const void *work, ptrdiff_t task, cbn_turn *turn);
+
+enum { CBN_LOOK_AHEAD = 1 }; /* tasks want to know the next one */
+
+/* Streamed stores are weakly ordered: a thread ends its tasks with this before others may read. */
+static inline void cbn_fence(void) {
+#if defined(__SSE2__)
+    __builtin_ia32_sfence();
+#endif
+}
+
+/* All tasks, by one thread. */
+static void cbn_alone(cbn_task run, const void *work, ptrdiff_t tasks) {
+    cbn_turn turn;
+    ptrdiff_t task;
+    turn.carries = 0;
+    for (task = 0; task < tasks; task++) {
+        turn.next = task + 1 < tasks ? task + 1 : -1;
+        run(work, task, &turn);
+    }
+    cbn_fence();
+}
 
 #if defined(CBN_SERIAL) || defined(_WIN32)
 
@@ -23,10 +50,9 @@ typedef void (*cbn_task)(const void *work, ptrdiff_t task);
 
 static int cbn_processors(void) { return 1; }
 
-static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads) {
-    ptrdiff_t task;
-    (void)threads;
-    for (task = 0; task < tasks; task++) run(work, task);
+static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads, int how) {
+    (void)threads, (void)how;
+    cbn_alone(run, work, tasks);
 }
 
 #else
@@ -70,6 +96,7 @@ static struct {
     int workers;           /* threads made so far, beside the caller */
     cbn_task run;
     const void *work;
+    int how;
     atomic_int threads;    /* that work on this call, the caller included */
     atomic_int core;       /* where the caller runs, or -1 */
     _Alignas(128) atomic_uint call;  /* counts the calls */
@@ -160,16 +187,28 @@ static int cbn_processors(void) {
     return 0;
 }
 
-/* Take tasks until there are none left: the own share first, then those of the others. */
+/* The next task of a share, or -1. */
+static inline ptrdiff_t cbn_take(cbn_part *part) {
+    ptrdiff_t task = atomic_fetch_add_explicit(&part->next, 1, memory_order_relaxed);
+    return task < part->end ? task : -1;
+}
+
+/* Take tasks until there are none left: the own share first, where a task may look ahead, then
+   those of the others. */
 static void cbn_work(int self) {
     int k, threads = atomic_load_explicit(&cbn_pool.threads, memory_order_relaxed);
+    ptrdiff_t task;
+    cbn_turn turn;
+    turn.carries = 0;
     for (k = 0; k < threads; k++) {
         cbn_part *part = &cbn_pool.parts[(self + k) % threads];
-        ptrdiff_t task;
-        while ((task = atomic_fetch_add_explicit(&part->next, 1, memory_order_relaxed)) <
-               part->end)
-            cbn_pool.run(cbn_pool.work, task);
+        int ahead = k == 0 && cbn_pool.how & CBN_LOOK_AHEAD;
+        for (task = cbn_take(part); task >= 0; task = ahead ? turn.next : cbn_take(part)) {
+            turn.next = ahead ? cbn_take(part) : -1;
+            cbn_pool.run(cbn_pool.work, task, &turn);
+        }
     }
+    cbn_fence();
 }
 
 /* Whether there is a call that a thread has not seen and that wants it. */
@@ -260,19 +299,19 @@ static void cbn_pool_grow(int workers) {
 
 /* run(work, task) for each task below `tasks`, by up to `threads` threads, the caller among them;
    returns when all are done. The tasks must not depend on each other. */
-static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads) {
-    ptrdiff_t task;
+static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads, int how) {
     int k, core;
     if (threads > tasks) threads = (int)tasks;
     if (threads > CBN_MOST_WORKERS) threads = CBN_MOST_WORKERS;
     if (threads < 2 || pthread_mutex_trylock(&cbn_pool.taken)) {
-        for (task = 0; task < tasks; task++) run(work, task);
+        cbn_alone(run, work, tasks);
         return;
     }
     if (cbn_pool.workers < threads - 1) cbn_pool_grow(threads - 1);
     core = cbn_core();
     cbn_pool.run = run;
     cbn_pool.work = work;
+    cbn_pool.how = how;
     atomic_store(&cbn_pool.threads, threads);
     for (k = 0; k < threads; k++) {
         atomic_store_explicit(&cbn_pool.parts[k].next, tasks * k / threads, memory_order_relaxed);

@@ -6,7 +6,8 @@ cdef enum:
     PILOT_ROWS = 4        # the same of rows
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
     GROUP = 32            # most channels that a task of short runs takes together
-    RUNS_AT_ONCE = 8      # runs of a channel that are read side by side
+    AHEAD = 1 << 11       # bytes from what is read to what is fetched meanwhile
+    PIECE = 512           # values that are summed, or mapped, between others that are mapped
     ROW_BLOCK = 512       # rows between two merges, channels last
     ROWS_AT_ONCE = 16     # most rows that are read together,
     ROWS_VALUES = 1 << 12   # and the values in them
@@ -148,6 +149,7 @@ cdef inline void run_squares(
 ) noexcept nogil:
     cdef Py_ssize_t i = 0
     while i + LANES <= n:
+        prefetch(<const char *>(x + i) + AHEAD)
         squares_step(x + i, total, square)
         i += LANES
     if i < n:
@@ -172,6 +174,8 @@ cdef inline void run_products(
     cdef Py_ssize_t i = 0
     if mean == 0:
         while i + LANES <= n:
+            prefetch(<const char *>(x + i) + AHEAD)
+            prefetch(<const char *>(dy + i) + AHEAD)
             plain_products_step(dy + i, x + i, total, product)
             i += LANES
     while i + LANES <= n:
@@ -229,54 +233,6 @@ cdef void shifted_block(
                 lanes_total(&square))
 
 
-cdef void group_moments(
-    const real *x, const First *shape, Py_ssize_t channels, Py_ssize_t first_block,
-    Py_ssize_t last_block, Sums *out
-) noexcept nogil:
-    """Statistics of up to GROUP neighbouring channels over some of their blocks."""
-    cdef Lanes[GROUP] totals
-    cdef Lanes[GROUP] squares
-    cdef bint[GROUP] shifted
-    cdef Lanes total, square
-    cdef Block block
-    cdef Py_ssize_t index, run, last, r, c, n
-    cdef double count, sum_, sum2
-    cdef const real *at
-    for c in range(channels):
-        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
-        shifted[c] = False
-    for index in range(first_block, last_block):
-        block = block_at(shape, index)
-        n = block.stop - block.start
-        count = <double>((block.last - block.first) * n)
-        for c in range(channels):
-            totals[c] = squares[c] = lanes_fill(0)
-        run = block.first
-        while run < block.last:
-            last = min(run + RUNS_AT_ONCE, block.last)
-            for c in range(channels):
-                if shifted[c]:
-                    continue
-                at = x + c * shape.channel_stride + block.start
-                total, square = totals[c], squares[c]
-                for r in range(run, last):
-                    run_squares(at + r * shape.run_stride, n, &total, &square)
-                totals[c], squares[c] = total, square
-            run = last
-        for c in range(channels):
-            if not shifted[c]:
-                sum_, sum2 = lanes_total(&totals[c]), lanes_total(&squares[c])
-                if not cancelled(count, sum_, sum2):
-                    close_block(&out[c], count, 0, sum_, sum2)
-                    continue
-                shifted[c] = True
-                shifted_block(x + c * shape.channel_stride, shape.run_stride, &block,
-                              finite_or_zero(sum_ / count), &out[c])
-            else:
-                shifted_block(x + c * shape.channel_stride, shape.run_stride, &block,
-                              finite_or_zero(out[c].mean), &out[c])
-
-
 cdef inline bint is_far(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
     """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not: whether the
     first values lie far from 0. In double each product is rounded, and any mean shows."""
@@ -293,47 +249,126 @@ cdef inline bint is_far(const real *x, Py_ssize_t stride, const Block *block) no
         return cancelled(<double>count, lanes_total(&total), lanes_total(&square))
 
 
-cdef void group_products(
-    const real *dy, const First *dy_shape, const real *x, const First *shape, const double *mean,
-    Py_ssize_t channels, Py_ssize_t first_block, Py_ssize_t last_block, Sums *out
-) noexcept nogil:
-    """Sums of the gradient for up to GROUP neighbouring channels over some of their blocks."""
-    cdef Lanes totals[GROUP]
-    cdef Lanes products[GROUP]
-    cdef Lanes total, product
-    cdef double[GROUP] shift
-    cdef Block block
+cdef struct Summing:
+    # The sums of up to GROUP neighbouring channels over some of their blocks, under way: they are
+    # had in pieces, so that other work can be done between these.
+    const void *x            # of the first channel
+    const First *from_
+    const void *dy           # in the gradient, or NULL
+    const First *beside
+    const double *mean       # in the gradient
+    Sums *out
+    Py_ssize_t channels
+    Py_ssize_t index         # of the block
+    Py_ssize_t last_block
+    Block block
+    Py_ssize_t run           # where in the block the next piece begins
+    Py_ssize_t channel
+    Py_ssize_t at
+    Py_ssize_t owed          # values that are to be summed meanwhile, less those that were
+    bint[GROUP] shifted
+    double[GROUP] shift      # in the gradient
+    Lanes[GROUP] totals
+    Lanes[GROUP] products    # or squares
+
+
+cdef inline void begin_block(Summing *s) noexcept nogil:
+    cdef Py_ssize_t c
+    s.block = block_at(s.from_, s.index)
+    s.run, s.channel, s.at = s.block.first, 0, s.block.start
+    for c in range(s.channels):
+        s.totals[c] = s.products[c] = lanes_fill(0)
+
+
+cdef void begin_sums(const real *like, Summing *s) noexcept nogil:
+    """Ready for sum_piece, what is not under way being given."""
+    cdef Py_ssize_t c
+    cdef Block block = block_at(s.from_, s.index)
+    for c in range(s.channels):
+        s.out[c].count = s.out[c].mean = s.out[c].low = s.out[c].m2 = 0
+        s.shifted[c], s.shift[c] = False, 0
+        if s.dy != NULL and is_far(<const real *>s.x + c * s.from_.channel_stride,
+                                   s.from_.run_stride, &block):
+            s.shift[c] = s.mean[c]
+    s.owed = 0
+    begin_block(s)
+
+
+cdef inline void close_moments(const real *like, Summing *s, Py_ssize_t c) noexcept nogil:
+    """The end of a block of channel c."""
+    cdef const real *x = <const real *>s.x + c * s.from_.channel_stride
+    cdef double count = <double>((s.block.last - s.block.first) * (s.block.stop - s.block.start))
+    cdef double total, square
+    if s.shifted[c]:
+        shifted_block(x, s.from_.run_stride, &s.block, finite_or_zero(s.out[c].mean), &s.out[c])
+        return
+    total, square = lanes_total(&s.totals[c]), lanes_total(&s.products[c])
+    if cancelled(count, total, square):
+        s.shifted[c] = True
+        shifted_block(x, s.from_.run_stride, &s.block, finite_or_zero(total / count), &s.out[c])
+    else:
+        close_block(&s.out[c], count, 0, total, square)
+
+
+cdef inline void close_products(Summing *s, Py_ssize_t c) noexcept nogil:
     cdef Sums sums
-    cdef Py_ssize_t index, run, last, r, c, n
-    cdef const real *at
-    cdef const real *dy_at
-    for c in range(channels):
-        out[c].count = out[c].mean = out[c].low = out[c].m2 = 0
-        block = block_at(shape, first_block)
-        shift[c] = mean[c] if is_far(
-            x + c * shape.channel_stride, shape.run_stride, &block) else 0
-    for index in range(first_block, last_block):
-        block = block_at(shape, index)
-        n = block.stop - block.start
-        for c in range(channels):
-            totals[c] = products[c] = lanes_fill(0)
-        run = block.first
-        while run < block.last:
-            last = min(run + RUNS_AT_ONCE, block.last)
-            for c in range(channels):
-                at = x + c * shape.channel_stride + block.start
-                dy_at = dy + c * dy_shape.channel_stride + block.start
-                total, product = totals[c], products[c]
-                for r in range(run, last):
-                    run_products(dy_at + r * dy_shape.run_stride, at + r * shape.run_stride, n,
-                                 shift[c], &total, &product)
-                totals[c], products[c] = total, product
-            run = last
-        for c in range(channels):
-            sums.count, sums.low = <double>((block.last - block.first) * n), 0
-            sums.mean = lanes_total(&totals[c])
-            sums.m2 = lanes_total(&products[c]) - (mean[c] - shift[c]) * sums.mean
-            add(&out[c], &sums)
+    sums.count = <double>((s.block.last - s.block.first) * (s.block.stop - s.block.start))
+    sums.low = 0
+    sums.mean = lanes_total(&s.totals[c])
+    sums.m2 = lanes_total(&s.products[c]) - (s.mean[c] - s.shift[c]) * sums.mean
+    add(&s.out[c], &sums)
+
+
+cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
+    """Sum about PIECE values of one channel; how many, or 0 when all is done."""
+    if s.index == s.last_block:
+        return 0
+    cdef Py_ssize_t c = s.channel, r, run = s.run, length = s.block.stop - s.block.start
+    cdef Py_ssize_t n = min(<Py_ssize_t>PIECE, s.block.stop - s.at)
+    cdef Py_ssize_t runs = min(max(<Py_ssize_t>1, PIECE // length), s.block.last - run)
+    cdef Py_ssize_t stride = s.from_.run_stride, dy_stride
+    cdef const real *x = <const real *>s.x + c * s.from_.channel_stride + run * stride + s.at
+    cdef const real *dy
+    cdef Lanes total = s.totals[c], product = s.products[c]
+    if s.dy != NULL:
+        dy_stride = s.beside.run_stride
+        dy = <const real *>s.dy + c * s.beside.channel_stride + run * dy_stride + s.at
+        for r in range(runs):
+            run_products(dy + r * dy_stride, x + r * stride, n, s.shift[c], &total, &product)
+    elif not s.shifted[c]:
+        for r in range(runs):
+            run_squares(x + r * stride, n, &total, &product)
+    s.totals[c], s.products[c] = total, product
+    s.at += n
+    if s.at == s.block.stop:
+        s.at = s.block.start
+        if run + runs == s.block.last:
+            if s.dy != NULL:
+                close_products(s, c)
+            else:
+                close_moments(like, s, c)
+        s.channel += 1
+        if s.channel == s.channels:
+            s.channel = 0
+            s.run += runs
+            if s.run == s.block.last:
+                s.index += 1
+                if s.index < s.last_block:
+                    begin_block(s)
+    return n * runs
+
+
+cdef inline void sum_meanwhile(
+    const real *like, Summing *s, Py_ssize_t values
+) noexcept nogil:
+    """Sum as many values, or a few more, of which later calls do less."""
+    cdef Py_ssize_t done
+    s.owed += values
+    while s.owed > 0:
+        done = sum_piece(like, s)
+        if done == 0:
+            return
+        s.owed -= done
 
 
 # ---- channels last -------------------------------------------------------------------------------
