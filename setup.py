@@ -63,7 +63,9 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     BUILDS["_v4"] += ["--param=inline-min-speedup=30"]
 
 
-SHARED = "cbn._shared"
+# What Cython adds to each module, memoryviews above all, once for all of them. It is in sys.modules
+# under its last name too, which is to be nobody else's.
+SHARED = "cbn._cython_cbn"
 OPTIONS = {"compiler_directives": DIRECTIVES, "shared_utility_qualified_name": SHARED}
 
 
@@ -73,8 +75,7 @@ def extensions() -> list[Extension]:
         Extension(f"cbn.{name}", [f"cbn/{name}.pyx"], extra_compile_args=["-O2"])
         for name in ("_cpu", "capi")
     ]
-    # What Cython adds to each module, memoryviews above all: once for all of them.
-    plain.append(Extension(SHARED, ["cbn/_shared.c"], extra_compile_args=["-O2"]))
+    plain.append(Extension(SHARED, [SHARED.replace(".", "/") + ".c"], extra_compile_args=["-O2"]))
     built = cythonize(plain, build_dir="build/cython", **OPTIONS)
     for tag, flags in BUILDS.items():
         kernels = Extension(
