@@ -86,6 +86,13 @@ cdef extern from "_lanes.h" nogil:
     void scale_channels_step "cbn_scale_channels"(
         const void *x, const void *residual, void *y, const void *m, const void *a, const void *b,
         const void *w, Py_ssize_t at, int activation, double slope, bint stream)
+    enum: LINES "CBN_LINES"
+    ctypedef struct Line "cbn_line":
+        pass
+    Line line_fill "cbn_line_fill"(double m, double a, double b)
+    Line line_load "cbn_line_load"(
+        const void *like, const void *m, const void *a, const void *b, Py_ssize_t at)
+    void scale_line "cbn_scale_line"(const void *x, void *y, const Line *line, bint stream)
     void narrow "cbn_narrow"(const void *like, double value, void *narrowed, Py_ssize_t at)
     double value_of "cbn_value"(const void *x)
 

@@ -183,17 +183,25 @@ CBN_INLINE cbn_f32x16 cbn_load_bf16(const cbn_bf16 *p) {
 }
 
 /* Round to nearest, ties to even; a NaN stays one. */
+#if defined(__AVX512F__)
+/* The result is in the upper halves. */
+CBN_INLINE __m512i cbn_round_upper(__m512 x) {
+    __m512i bits = (__m512i)x;
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+}
+CBN_INLINE __m512i cbn_round_upper_nan(__m512 x) {
+    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+    return _mm512_mask_or_epi32(cbn_round_upper(x), nan, (__m512i)x, _mm512_set1_epi32(0x400000));
+}
+#endif
+
 CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
 #if defined(__AVX512F__)
     const __m512i upper = _mm512_set_epi64(
         0, 0, 0, 0, 0x1f001d001b0019, 0x17001500130011, 0xf000d000b0009, 0x7000500030001);
-    __m512i bits = (__m512i)x.v[0];
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    __mmask16 nan = _mm512_cmp_ps_mask((__m512)x.v[0], (__m512)x.v[0], _CMP_UNORD_Q);
+    __m512i rounded = _mm512_permutexvar_epi16(upper, cbn_round_upper_nan((__m512)x.v[0]));
     cbn_u16x16 r;
-    rounded = _mm512_mask_or_epi32(rounded, nan, bits, _mm512_set1_epi32(0x400000));
-    rounded = _mm512_permutexvar_epi16(upper, rounded);
     r.v[0] = (cbn_vu16_half)_mm512_castsi512_si256(rounded);
     return r;
 #else
@@ -613,6 +621,91 @@ CBN_DEFINE(f32, f32, CBN_N32)
 CBN_DEFINE(f64, f64, CBN_N64)
 CBN_DEFINE(f16, f32, CBN_N32)
 CBN_DEFINE(bf16, f32, CBN_N32)
+
+/* ---- lines of 16-bit values ------------------------------------------------------------------
+ *
+ * The map of 32 values, a cache line, where neither residual nor activation is asked for. Those of
+ * bfloat16 are taken apart as even and odd ones, since so none has to move to another lane.
+ */
+#if defined(__AVX512F__)
+#define CBN_LINES 1
+typedef struct { __m512 v[2]; } cbn_f32x32;
+typedef struct { cbn_f32x32 m, a, b; } cbn_line;
+
+CBN_INLINE cbn_line cbn_line_fill(double m, double a, double b) {
+    __m512 mv = _mm512_set1_ps((float)m), av = _mm512_set1_ps((float)a),
+           bv = _mm512_set1_ps((float)b);
+    return (cbn_line){{{mv, mv}}, {{av, av}}, {{bv, bv}}};
+}
+CBN_INLINE cbn_f32x32 cbn_load_pair_f16(const void *values, Py_ssize_t at) {
+    const float *p = (const float *)values + at;
+    return (cbn_f32x32){{_mm512_loadu_ps(p), _mm512_loadu_ps(p + CBN_LANES)}};
+}
+CBN_INLINE cbn_f32x32 cbn_load_pair_bf16(const void *values, Py_ssize_t at) {
+    cbn_f32x32 x = cbn_load_pair_f16(values, at);
+    __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    return (cbn_f32x32){{_mm512_permutex2var_ps(x.v[0], even, x.v[1]),
+                         _mm512_permutex2var_ps(x.v[0], odd, x.v[1])}};
+}
+CBN_INLINE cbn_f32x32 cbn_take_f16(const cbn_f16 *p) {
+    const __m256i *halves = (const __m256i *)p;
+    return (cbn_f32x32){{_mm512_cvtph_ps(_mm256_loadu_si256(halves)),
+                         _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1))}};
+}
+CBN_INLINE cbn_f32x32 cbn_take_bf16(const cbn_bf16 *p) {
+    __m512i bits = _mm512_loadu_si512(p);
+    return (cbn_f32x32){{(__m512)_mm512_slli_epi32(bits, 16),
+                         (__m512)_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000))}};
+}
+CBN_INLINE __m512i cbn_join_f16(cbn_f32x32 x) {
+    __m256i low = _mm512_cvtps_ph(x.v[0], _MM_FROUND_TO_NEAREST_INT);
+    __m256i high = _mm512_cvtps_ph(x.v[1], _MM_FROUND_TO_NEAREST_INT);
+    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+}
+CBN_INLINE __m512i cbn_join_bf16(cbn_f32x32 x) {
+    __m512i even = cbn_round_upper(x.v[0]), odd = cbn_round_upper(x.v[1]);
+    if (__builtin_expect(_mm512_cmp_ps_mask(x.v[0], x.v[1], _CMP_UNORD_Q) != 0, 0))
+        even = cbn_round_upper_nan(x.v[0]), odd = cbn_round_upper_nan(x.v[1]);
+    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
+}
+#define CBN_DEFINE_LINE(T)                                                                         \
+    CBN_INLINE cbn_line cbn_line_load_##T(const cbn_##T *like, const void *m, const void *a,       \
+                                          const void *b, Py_ssize_t at) {                          \
+        (void)like;                                                                                \
+        return (cbn_line){cbn_load_pair_##T(m, at), cbn_load_pair_##T(a, at),                      \
+                          cbn_load_pair_##T(b, at)};                                               \
+    }                                                                                              \
+    CBN_INLINE void cbn_scale_line_##T(const cbn_##T *x, cbn_##T *y, const cbn_line *line,         \
+                                       int stream) {                                               \
+        cbn_f32x32 r = cbn_take_##T(x);                                                            \
+        CBN_EACH(k, 2)                                                                             \
+            r.v[k] = (r.v[k] - line->m.v[k]) * line->a.v[k] + line->b.v[k];                        \
+        __m512i joined = cbn_join_##T(r);                                                          \
+        if (stream) cbn_stream_bytes(y, &joined, sizeof joined);                                   \
+        else _mm512_storeu_si512(y, joined);                                                       \
+    }
+#else
+#define CBN_LINES 0 /* and so the rest is not called */
+typedef char cbn_line;
+CBN_INLINE cbn_line cbn_line_fill(double m, double a, double b) { return (char)(0 * (m + a + b)); }
+#define CBN_DEFINE_LINE(T)                                                                         \
+    CBN_INLINE cbn_line cbn_line_load_##T(const cbn_##T *like, const void *m, const void *a,       \
+                                          const void *b, Py_ssize_t at) {                          \
+        return (void)like, (void)m, (void)a, (void)b, (void)at, 0;                                 \
+    }                                                                                              \
+    CBN_INLINE void cbn_scale_line_##T(const cbn_##T *x, cbn_##T *y, const cbn_line *line,         \
+                                       int stream) {                                               \
+        (void)x, (void)y, (void)line, (void)stream;                                                \
+    }
+#endif
+CBN_DEFINE_LINE(f16)
+CBN_DEFINE_LINE(bf16)
+
+#define CBN_PICK_16(name, p)                                                                       \
+    _Generic((p), const cbn_f16 *: name##_f16, const cbn_bf16 *: name##_bf16)
+#define cbn_line_load(p, ...) CBN_PICK_16(cbn_line_load, p)(p, __VA_ARGS__)
+#define cbn_scale_line(p, ...) CBN_PICK_16(cbn_scale_line, p)(p, __VA_ARGS__)
 
 /* cbn_NAME(pointer, ...) picks by what the pointer points to. */
 #define CBN_PICK(name, p)                                                                          \

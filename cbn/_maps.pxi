@@ -5,6 +5,8 @@ cdef enum:
     STREAM_BYTES = 8 << 20  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
+    LINE = 2 * LANES        # 16-bit values in a cache line
+    LINES_AT_ONCE = 32      # lines whose coefficients are laid out together
 
 
 cdef struct Map:
@@ -20,7 +22,7 @@ cdef struct Map:
 
 cdef struct Periodic:
     # The same for values that lie one after the other, their channel having a period: WORK arrays
-    # of `period` + LANES values, `room` bytes apart, so that any LANES of them can be loaded
+    # of `period` + LINE values, `room` bytes apart, so that any LINE of them can be loaded
     const char *narrowed
     Py_ssize_t room
     Py_ssize_t period
@@ -59,6 +61,19 @@ cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcep
     return min(n, (line - <Py_ssize_t>(<uintptr_t>y % line)) % line // <Py_ssize_t>sizeof(real))
 
 
+cdef inline Py_ssize_t past_line(const real *y) noexcept nogil:
+    """Values from the beginning of y's cache line."""
+    return <Py_ssize_t>(<uintptr_t>y % 64) // <Py_ssize_t>sizeof(real)
+
+
+cdef inline bint in_line(const real *y, Py_ssize_t i, Py_ssize_t last) noexcept nogil:
+    """Whether a group is part of a cache line that groups up to `last` fill: of one that is not,
+    nothing may be streamed, since a line that is stored in both ways costs several times as much.
+    """
+    cdef Py_ssize_t first = i - past_line(y + i)
+    return sizeof(real) > 2 or 0 <= first <= last - LANES
+
+
 # ---- channels that follow each other -------------------------------------------------------------
 
 cdef inline void map_part(
@@ -93,8 +108,9 @@ cdef void map_groups(
 ) noexcept nogil:
     """Whole groups from i on, of `channels` runs of n values. One may hold the end of a run and the
     beginning of the next."""
-    cdef Py_ssize_t end = 0, last = c + channels
+    cdef Py_ssize_t end = 0, last = c + channels, last_group = n * channels - LANES
     cdef double m, a, b, w = 1
+    cdef Line line
     while True:
         end += n
         m, a, b = map_.m[c], map_.a[c], map_.b[c]
@@ -103,20 +119,35 @@ cdef void map_groups(
         if map_.activation:
             while i + LANES <= end:
                 scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
-                           map_.activation, map_.slope, map_.stream)
+                           map_.activation, map_.slope,
+                           map_.stream and in_line(y, i, last_group))
                 i += LANES
         elif residual != NULL:
             while i + LANES <= end:
                 prefetch(<const char *>(x + i) + AHEAD)
                 prefetch(<const char *>(residual + i) + AHEAD)
-                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, map_.stream)
+                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0,
+                           map_.stream and in_line(y, i, last_group))
                 i += LANES
         elif map_.stream:
+            if real is f16 or real is bf16:
+                line = line_fill(m, a, b)
             while i + LANES <= end:
                 prefetch(<const char *>(x + i) + AHEAD)
-                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, True)
+                if real is f16 or real is bf16:
+                    if LINES and i + LINE <= end and past_line(y + i) == 0:
+                        scale_line(x + i, y + i, &line, True)
+                        i += LINE
+                        continue
+                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0,
+                           in_line(y, i, last_group))
                 i += LANES
         else:
+            if real is f16 or real is bf16:
+                line = line_fill(m, a, b)
+                while LINES and i + LINE <= end:
+                    scale_line(x + i, y + i, &line, False)
+                    i += LINE
             while i + LANES <= end:
                 scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, False)
                 i += LANES
@@ -127,7 +158,7 @@ cdef void map_groups(
             scale_mixed_step(x + i, residual + i if residual != NULL else NULL, y + i,
                              <int>(end - i), map_.m + c, map_.a + c, map_.b + c,
                              map_.w + c if residual != NULL else NULL, map_.activation,
-                             map_.slope, map_.stream)
+                             map_.slope, map_.stream and in_line(y, i, last_group))
             i += LANES
 
 
@@ -189,7 +220,7 @@ cdef void map_box(
             while at < stop:
                 n = most
                 if n < stop - at: # pieces end where a store does
-                    n += head_of(result + at + n, LANES, True)
+                    n += -past_line(result + at + n) % (64 // <Py_ssize_t>sizeof(real))
                 n = min(n, stop - at)
                 map_runs(given + at, other + at if other != NULL else NULL, result + at, n, c,
                          step, map_)
@@ -275,7 +306,7 @@ cdef inline Py_ssize_t period_of(Py_ssize_t channels) noexcept nogil:
 
 cdef inline Py_ssize_t room_of(Py_ssize_t period) noexcept nogil:
     """Bytes for one coefficient."""
-    return (period + LANES) * sizeof(double)
+    return (period + LINE) * sizeof(double)
 
 
 cdef inline Periodic periodic(
@@ -288,7 +319,7 @@ cdef inline Periodic periodic(
     flat.room = room_of(flat.period)
     flat.narrowed = memory
     flat.activation, flat.slope, flat.stream = map_.activation, map_.slope, map_.stream
-    for i in range(flat.period + LANES):
+    for i in range(flat.period + LINE):
         narrow(like, map_.m[c], memory, i)
         narrow(like, map_.a[c], memory + flat.room, i)
         narrow(like, map_.b[c], memory + 2 * flat.room, i)
@@ -313,12 +344,41 @@ cdef inline Py_ssize_t flat_groups(
     while i <= last:
         if stream:
             prefetch(<const char *>(x + i) + AHEAD)
+            if residual != NULL:
+                prefetch(<const char *>(residual + i) + AHEAD)
         scale_channels_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
-                            phase, activation, flat.slope, stream)
+                            phase, activation, flat.slope, stream and in_line(y, i, last))
         i += LANES
         phase += LANES
         if phase >= period:
             phase -= period
+    return i
+
+
+cdef inline Py_ssize_t flat_lines(
+    const real *x, real *y, Py_ssize_t i, Py_ssize_t n, Py_ssize_t phase, const Periodic *flat
+) noexcept nogil:
+    """Whole lines from i to n, the first of them at `phase` of the period; returns what is next."""
+    cdef Line[LINES_AT_ONCE] lines
+    cdef const char *m = flat.narrowed
+    cdef const char *a = m + flat.room
+    cdef const char *b = a + flat.room
+    cdef Py_ssize_t stride = flat.period, count, k
+    if real is f16 or real is bf16:
+        while stride % LINE:
+            stride *= 2
+        count = stride // LINE
+        if count > LINES_AT_ONCE or n - i < 4 * stride:
+            return i
+        for k in range(count):
+            lines[k] = line_load(x, m, a, b, (phase + k * LINE) % flat.period)
+        k = 0
+        while i + LINE <= n:
+            if flat.stream:
+                prefetch(<const char *>(x + i) + AHEAD)
+            scale_line(x + i, y + i, &lines[k], flat.stream)
+            i += LINE
+            k = k + 1 if k + 1 < count else 0
     return i
 
 
@@ -352,6 +412,12 @@ cdef void map_flat(
     phase = phase % flat.period
     if i:
         flat_part(x, residual, y, i, phase, flat)
+    if real is f16 or real is bf16:
+        if LINES and residual == NULL and not flat.activation:
+            if flat.stream and past_line(y + i) and i + LANES <= n:
+                i = flat_groups(x, <const real *>NULL, y, i, i, (phase + i) % flat.period, flat, 0,
+                                False)
+            i = flat_lines(x, y, i, n, (phase + i) % flat.period, flat)
     begin = (phase + i) % flat.period
     if residual != NULL or flat.activation:
         i = flat_groups(x, residual, y, i, n - LANES, begin, flat, flat.activation, flat.stream)

@@ -106,6 +106,27 @@ def test_every_pattern_with_coefficients_of_each_channel(seed, shape, dtype, isa
     assert_same_bits(y, rounded_once(x, *given))
 
 
+@builds.each_build
+@each_dtype
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("offset", [0, 1, 8, 16, 24, 31])
+def test_every_pattern_streamed_to_any_place_in_a_cache_line(offset, axis, dtype, isa):
+    shift, scale, bias = np.float32([[0, 0.337, 1], [1.5, -1.7, 1], [0, 1e-6, 2.0**-12]])
+    x = np.resize(patterns(dtype), (14, 3, 107_001))  # above 8 MiB, from which stores are streamed
+    x = np.moveaxis(x, 1, axis).copy()
+    room = np.full(x.size + 96, 7, dtype)
+    start = 32 + (offset - room.ctypes.data // 2) % 32
+    out = room[start : start + x.size].reshape(x.shape)
+    with builds.running(isa):
+        cbn.batch_norm(
+            x, shift, np.ones(3, np.float32), scale, bias, eps=0, axis=axis, out=out, num_threads=2
+        )
+    given = (oracles.along(values, x.ndim, axis) for values in (shift, scale, bias))
+    assert_same_bits(out, rounded_once(x, *given))
+    assert np.all(room[:start] == 7)
+    assert np.all(room[start + x.size :] == 7)
+
+
 @pytest.mark.parametrize("axis", [1, -1])
 def test_the_compiled_call_on_every_pattern_of_float16(axis):
     dtype = np.dtype(np.float16)

@@ -24,7 +24,8 @@ SHAPES = {
     "one channel": (3, 1, 300_007),
     "few channels": (9, 3, 111, 111),
     "few channels, short runs": (3000, 3, 49),
-    "streamed": (12, 40, 56, 57),
+    "streamed": (17, 40, 56, 57),
+    "streamed, short runs": (90, 500, 7, 7),
     "five axes": (2, 33, 5, 13, 28),
 }
 
