@@ -158,7 +158,7 @@ cdef class AffineMap(ContiguousCall):
         self.how.m, self.how.a = self.coefficients, self.coefficients + n
         self.how.b, self.how.w = self.coefficients + 2 * n, self.coefficients + 3 * n
         self.how.activation, self.how.slope = activation, slope
-        self.how.stream = False
+        self.how.stream, self.how.order = False, 0
         if self.kind == b"d":
             self.flat = periodic(<const double *>NULL, &self.how, n, 1, self.narrowed)
         else:

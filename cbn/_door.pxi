@@ -33,7 +33,8 @@ cdef int door_scale_shift(
     shape = contiguous(n, channels, length)
     how.m, how.a, how.b = values, values + channels, values + 2 * channels
     how.w = NULL
-    how.activation, how.slope, how.stream = activation, negative_slope, False
+    how.activation, how.slope = activation, negative_slope
+    how.stream, how.order = False, 0
     return map_(x, &shape, <const real *>NULL, &shape, y, &shape, &how, length == 1, num_threads)
 
 

@@ -198,7 +198,7 @@ def scale(
     cdef Map how
     how.m, how.a, how.b = &coefficients_[0, 0], &coefficients_[1, 0], &coefficients_[2, 0]
     how.w = NULL
-    how.activation, how.slope, how.stream = activation, slope, False
+    how.activation, how.slope, how.stream, how.order = activation, slope, False, 0
     if residual is not None:
         beside, other = strided_of(residual), &residual[0, 0, 0]
         ones = np.ones(coefficients_.shape[1])

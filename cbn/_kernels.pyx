@@ -45,6 +45,7 @@ import numpy as np
 cdef extern from "_lanes.h" nogil:
     enum: LANES "CBN_LANES"
     enum: VECTOR "CBN_VECTOR"
+    enum: AHEAD "CBN_AHEAD"
     ctypedef struct f16 "cbn_f16":
         unsigned short bits
     ctypedef struct bf16 "cbn_bf16":
@@ -99,6 +100,7 @@ cdef extern from "_lanes.h" nogil:
 cdef extern from "_pool.h" nogil:
     enum: CBN_THREADED
     enum: LOOK_AHEAD "CBN_LOOK_AHEAD"
+    enum: BACKWARDS "CBN_BACKWARDS"
     ctypedef struct Turn "cbn_turn":
         Py_ssize_t next
         bint carries

@@ -81,6 +81,8 @@ CBN_INLINE void cbn_stream_bytes(void *to, const void *from, int bytes) {
 #endif
 }
 
+enum { CBN_AHEAD = 2048 }; /* bytes from what is read to what is fetched meanwhile */
+
 CBN_INLINE void cbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 /* ---- float32 and float64 ------------------------------------------------------------------ */
@@ -440,6 +442,13 @@ CBN_DEFINE_ACTIVATION(f64, i64, CBN_N64)
     }
 CBN_DEFINE_PART(f64)
 #if defined(__AVX512F__)
+#define CBN_HALVES 1
+/* n <= 8 values: the other half of the lanes would not change. */
+CBN_INLINE void cbn_squares_half(const void *x, int n, cbn_f64x16 *total, cbn_f64x16 *square) {
+    __m512d wide = _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), x));
+    total->v[0] += (cbn_vf64)wide;
+    square->v[0] = (cbn_vf64)_mm512_fmadd_pd(wide, wide, (__m512d)square->v[0]);
+}
 /* Single precision, whose first n lanes count, to double. */
 CBN_INLINE cbn_f64x16 cbn_widen_masked(__m512 x, __mmask16 mask, double fill) {
     __m512d fills = _mm512_set1_pd(fill);
@@ -462,6 +471,8 @@ CBN_INLINE cbn_f64x16 cbn_widen_part_bf16(const cbn_bf16 *p, int n, double fill)
     return cbn_widen_masked((__m512)_mm512_slli_epi32(bits, 16), cbn_first(n), fill);
 }
 #else
+#define CBN_HALVES 0
+#define cbn_squares_half(...)
 CBN_DEFINE_PART(f32)
 CBN_DEFINE_PART(f16)
 CBN_DEFINE_PART(bf16)
@@ -507,6 +518,10 @@ CBN_DEFINE_MIX(f64, i64)
     }                                                                                              \
     CBN_INLINE void cbn_squares_part_##T(const cbn_##T *x, int n, cbn_f64x16 *total,               \
                                          cbn_f64x16 *square) {                                     \
+        if (CBN_HALVES && sizeof *x == 4 && n <= CBN_LANES / 2) {                                  \
+            cbn_squares_half(x, n, total, square);                                                 \
+            return;                                                                                \
+        }                                                                                          \
         cbn_f64x16 wide = cbn_widen_part_##T(x, n, 0);                                             \
         cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, total, square);                             \
     }                                                                                              \
@@ -538,7 +553,9 @@ CBN_DEFINE_MIX(f64, i64)
     CBN_INLINE void cbn_columns_squares_##T(const cbn_##T *x, Py_ssize_t stride, int rows,         \
                                             double *total, double *square) {                       \
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(square);                              \
+        int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
         for (int row = 0; row < rows; row++) {                                                     \
+            if (near) cbn_prefetch((const char *)(x + row * stride) + CBN_AHEAD);                  \
             cbn_f64x16 wide = cbn_widen_##T(x + row * stride);                                     \
             cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, &t, &s);                                \
         }                                                                                          \
@@ -559,9 +576,13 @@ CBN_DEFINE_MIX(f64, i64)
                                           const cbn_##T *x, Py_ssize_t stride, int rows,           \
                                           double *total, double *product) {                        \
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(product);                             \
-        for (int row = 0; row < rows; row++)                                                       \
+        int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
+        for (int row = 0; row < rows; row++) {                                                     \
+            if (near) cbn_prefetch((const char *)(x + row * stride) + CBN_AHEAD);                  \
+            if (near) cbn_prefetch((const char *)(dy + row * dy_stride) + CBN_AHEAD);              \
             cbn_add_plain(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride),    \
                           sizeof(cbn_##T) < 8, &t, &s);                                            \
+        }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(product, s);                                                                 \
     }                                                                                              \

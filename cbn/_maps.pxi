@@ -18,6 +18,7 @@ cdef struct Map:
     int activation
     double slope             # of leaky_relu
     bint stream
+    int order                # of the tasks: BACKWARDS where x was read just before
 
 
 cdef struct Periodic:
@@ -29,6 +30,7 @@ cdef struct Periodic:
     int activation
     double slope
     bint stream
+    int order
 
 
 cdef inline bint streams(const void *x, const void *y, Py_ssize_t bytes) noexcept nogil:
@@ -219,8 +221,8 @@ cdef void map_box(
             at = start
             while at < stop:
                 n = most
-                if n < stop - at: # pieces end where a store does
-                    n += -past_line(result + at + n) % (64 // <Py_ssize_t>sizeof(real))
+                if n < stop - at:  # pieces end where a store does
+                    n -= past_line(result + at + n)
                 n = min(n, stop - at)
                 map_runs(given + at, other + at if other != NULL else NULL, result + at, n, c,
                          step, map_)
@@ -294,7 +296,7 @@ cdef void map_first(
     work.tile = tile_of(from_, sizeof(real))
     share(<Task>map_tile[real], &work,
           work.tile.along_runs * work.tile.along_channels * work.tile.along_length, num_threads,
-          0)
+          map_.order)
 
 
 # ---- channels one after the other ----------------------------------------------------------------
@@ -319,6 +321,7 @@ cdef inline Periodic periodic(
     flat.room = room_of(flat.period)
     flat.narrowed = memory
     flat.activation, flat.slope, flat.stream = map_.activation, map_.slope, map_.stream
+    flat.order = map_.order
     for i in range(flat.period + LINE):
         narrow(like, map_.m[c], memory, i)
         narrow(like, map_.a[c], memory + flat.room, i)
@@ -477,7 +480,7 @@ cdef void map_last(
     cdef Py_ssize_t n = from_.rows * from_.channels, values = TASK_BYTES // sizeof(real)
     cdef bint whole = adjacent(from_) and adjacent(to) and (residual == NULL or adjacent(beside))
     cdef LastWork work
-    if whole and (num_threads == 1 or n <= values):
+    if whole and (n <= values or num_threads == 1 and flat.order != BACKWARDS):
         map_flat(x, residual, y, n, 0, flat)
         fence()
         return
@@ -486,8 +489,8 @@ cdef void map_last(
     work.y, work.to, work.flat = y, to, flat
     if whole:
         work.step = values
-        share(<Task>map_piece[real], &work, (n + values - 1) // values, num_threads, 0)
+        share(<Task>map_piece[real], &work, (n + values - 1) // values, num_threads, flat.order)
     else:
         work.step = max(<Py_ssize_t>1, values // from_.channels)
         share(<Task>map_rows[real], &work, (from_.rows + work.step - 1) // work.step, num_threads,
-              0)
+              flat.order)

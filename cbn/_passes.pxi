@@ -86,7 +86,7 @@ cdef inline void finish_channel(
 cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
     cdef Map map_
     map_.m, map_.a, map_.b, map_.w = training.m, training.a, training.b, training.w
-    map_.activation, map_.slope, map_.stream = 0, 0, stream
+    map_.activation, map_.slope, map_.stream, map_.order = 0, 0, stream, BACKWARDS
     return map_
 
 
@@ -339,7 +339,8 @@ cdef int column_sums(
     """Sums of the columns of x (and dy), merged into those of the channels."""
     cdef Py_ssize_t columns = from_.channels, c, k
     cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS
-    cdef Py_ssize_t parts = parts_of(groups, (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK)
+    cdef Py_ssize_t blocks = (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK
+    cdef Py_ssize_t parts = parts_of(groups, (blocks + 3) // 4 * 4 if blocks > 1 else 1)
     cdef LastPass work
     cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
     cdef double *mean = <double *>malloc(columns * sizeof(double))

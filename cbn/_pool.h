@@ -23,7 +23,8 @@ typedef struct {
 
 typedef void (*cbn_task)(const void *work, ptrdiff_t task, cbn_turn *turn);
 
-enum { CBN_LOOK_AHEAD = 1 }; /* tasks want to know the next one */
+/* How tasks are shared out: each wants to know the next one; each thread begins with its last. */
+enum { CBN_LOOK_AHEAD = 1, CBN_BACKWARDS = 2 };
 
 /* Streamed stores are weakly ordered: a thread ends its tasks with this before others may read. */
 static inline void cbn_fence(void) {
@@ -33,13 +34,13 @@ static inline void cbn_fence(void) {
 }
 
 /* All tasks, by one thread. */
-static void cbn_alone(cbn_task run, const void *work, ptrdiff_t tasks) {
+static void cbn_alone(cbn_task run, const void *work, ptrdiff_t tasks, int how) {
     cbn_turn turn;
     ptrdiff_t task;
     turn.carries = 0;
     for (task = 0; task < tasks; task++) {
-        turn.next = task + 1 < tasks ? task + 1 : -1;
-        run(work, task, &turn);
+        turn.next = how & CBN_LOOK_AHEAD && task + 1 < tasks ? task + 1 : -1;
+        run(work, how & CBN_BACKWARDS ? tasks - 1 - task : task, &turn);
     }
     cbn_fence();
 }
@@ -51,8 +52,8 @@ static void cbn_alone(cbn_task run, const void *work, ptrdiff_t tasks) {
 static int cbn_processors(void) { return 1; }
 
 static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threads, int how) {
-    (void)threads, (void)how;
-    cbn_alone(run, work, tasks);
+    (void)threads;
+    cbn_alone(run, work, tasks, how);
 }
 
 #else
@@ -80,7 +81,7 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
 
 typedef struct {
     _Alignas(128) atomic_ptrdiff_t next; /* the next task of this share */
-    ptrdiff_t end;
+    ptrdiff_t begin, end;
     int asleep;          /* under the pool's lock, as `wake` */
     pthread_cond_t wake;
 #ifdef __linux__ /* of the thread that sleeps, under the pool's lock */
@@ -190,7 +191,8 @@ static int cbn_processors(void) {
 /* The next task of a share, or -1. */
 static inline ptrdiff_t cbn_take(cbn_part *part) {
     ptrdiff_t task = atomic_fetch_add_explicit(&part->next, 1, memory_order_relaxed);
-    return task < part->end ? task : -1;
+    if (task >= part->end) return -1;
+    return cbn_pool.how & CBN_BACKWARDS ? part->begin + part->end - 1 - task : task;
 }
 
 /* Take tasks until there are none left: the own share first, where a task may look ahead, then
@@ -304,7 +306,7 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
     if (threads > tasks) threads = (int)tasks;
     if (threads > CBN_MOST_WORKERS) threads = CBN_MOST_WORKERS;
     if (threads < 2 || pthread_mutex_trylock(&cbn_pool.taken)) {
-        cbn_alone(run, work, tasks);
+        cbn_alone(run, work, tasks, how);
         return;
     }
     if (cbn_pool.workers < threads - 1) cbn_pool_grow(threads - 1);
@@ -314,7 +316,9 @@ static void cbn_share(cbn_task run, const void *work, ptrdiff_t tasks, int threa
     cbn_pool.how = how;
     atomic_store(&cbn_pool.threads, threads);
     for (k = 0; k < threads; k++) {
-        atomic_store_explicit(&cbn_pool.parts[k].next, tasks * k / threads, memory_order_relaxed);
+        ptrdiff_t begin = tasks * k / threads;
+        atomic_store_explicit(&cbn_pool.parts[k].next, begin, memory_order_relaxed);
+        cbn_pool.parts[k].begin = begin;
         cbn_pool.parts[k].end = tasks * (k + 1) / threads;
     }
     atomic_store_explicit(&cbn_pool.core, core, memory_order_relaxed);

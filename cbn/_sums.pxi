@@ -6,7 +6,6 @@ cdef enum:
     PILOT_ROWS = 4        # the same of rows
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
     GROUP = 32            # most channels that a task of short runs takes together
-    AHEAD = 1 << 11       # bytes from what is read to what is fetched meanwhile
     PIECE = 512           # values that are summed, or mapped, between others that are mapped
     ROW_BLOCK = 512       # rows between two merges, channels last
     ROWS_AT_ONCE = 16     # most rows that are read together,
