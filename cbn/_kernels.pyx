@@ -82,8 +82,8 @@ cdef extern from "_lanes.h" nogil:
         const void *x, const void *residual, void *y, double m, double a, double b, double w,
         int activation, double slope, bint stream)
     void scale_mixed_step "cbn_scale_mixed"(
-        const void *x, const void *residual, void *y, int n, const double *m, const double *a,
-        const double *b, const double *w, int activation, double slope, bint stream)
+        const void *x, const void *residual, void *y, int n, double m, double a, double b, double w,
+        double m2, double a2, double b2, double w2, int activation, double slope, bint stream)
     void scale_channels_step "cbn_scale_channels"(
         const void *x, const void *residual, void *y, const void *m, const void *a, const void *b,
         const void *w, Py_ssize_t at, int activation, double slope, bint stream)

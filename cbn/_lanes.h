@@ -488,20 +488,20 @@ CBN_DEFINE_PART(bf16)
  *                _squares: without a shift
  * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
- *                operation; _mixed: the first n of the channel before the one that m, a, b, w point
- *                to, the others of that; _channels: 16 channels, m, a, b, w being WORK arrays
+ *                operation; _mixed: the first n with m, a, b, w, the others with those of another
+ *                channel; _channels: 16 channels, m, a, b, w being WORK arrays
  * narrow         one double into element `at` of a WORK array
  * value          one element as a double
  */
 /* Vector k of a group whose first n lanes are of one channel, the others of the next. */
 #define CBN_DEFINE_MIX(WORK, INT)                                                                  \
-    CBN_INLINE cbn_v##WORK cbn_mix_##WORK(int k, int n, const double *of) {                        \
+    CBN_INLINE cbn_v##WORK cbn_mix_##WORK(int k, int n, double here, double after) {               \
         enum { WIDTH = CBN_VECTOR / sizeof(cbn_##WORK) };                                          \
         cbn_v##INT lane, first, one, next;                                                         \
         CBN_EACH(j, WIDTH) lane[j] = j;                                                            \
         first = lane < (cbn_v##INT){0} + (n - k * WIDTH);                                          \
-        one = (cbn_v##INT)((cbn_##WORK)of[-1] - (cbn_v##WORK){0});                                 \
-        next = (cbn_v##INT)((cbn_##WORK)of[0] - (cbn_v##WORK){0});                                 \
+        one = (cbn_v##INT)((cbn_##WORK)here - (cbn_v##WORK){0});                                   \
+        next = (cbn_v##INT)((cbn_##WORK)after - (cbn_v##WORK){0});                                 \
         return (cbn_v##WORK)((first & one) | (~first & next));                                     \
     }
 CBN_DEFINE_MIX(f32, i32)
@@ -601,16 +601,16 @@ CBN_DEFINE_MIX(f64, i64)
         else cbn_store_##T(y, r);                                                                  \
     }                                                                                              \
     CBN_INLINE void cbn_scale_mixed_##T(                                                           \
-        const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, int n, const double *m,             \
-        const double *a, const double *b, const double *w, int activation, double slope,           \
-        int stream) {                                                                              \
+        const cbn_##T *x, const cbn_##T *residual, cbn_##T *y, int n, double m, double a,          \
+        double b, double w, double m2, double a2, double b2, double w2, int activation,            \
+        double slope, int stream) {                                                                \
         cbn_##WORK##x16 r = cbn_load_##T(x);                                                       \
         CBN_EACH(k, COUNT)                                                                         \
-            r.v[k] = (r.v[k] - cbn_mix_##WORK(k, n, m)) * cbn_mix_##WORK(k, n, a) +                \
-                     cbn_mix_##WORK(k, n, b);                                                      \
+            r.v[k] = (r.v[k] - cbn_mix_##WORK(k, n, m, m2)) * cbn_mix_##WORK(k, n, a, a2) +        \
+                     cbn_mix_##WORK(k, n, b, b2);                                                  \
         if (residual) {                                                                            \
             cbn_##WORK##x16 other = cbn_load_##T(residual);                                        \
-            CBN_EACH(k, COUNT) r.v[k] += other.v[k] * cbn_mix_##WORK(k, n, w);                     \
+            CBN_EACH(k, COUNT) r.v[k] += other.v[k] * cbn_mix_##WORK(k, n, w, w2);                 \
         }                                                                                          \
         if (activation) r = cbn_activate_##WORK(r, activation, slope);                             \
         if (stream) cbn_stream_##T(y, r);                                                          \

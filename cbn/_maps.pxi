@@ -111,13 +111,12 @@ cdef void map_groups(
     """Whole groups from i on, of `channels` runs of n values. One may hold the end of a run and the
     beginning of the next."""
     cdef Py_ssize_t end = 0, last = c + channels, last_group = n * channels - LANES
-    cdef double m, a, b, w = 1
+    cdef double m = map_.m[c], a = map_.a[c], b = map_.b[c], w = 1, m2, a2, b2, w2 = 1
     cdef Line line
+    if residual != NULL:
+        w = map_.w[c]
     while True:
         end += n
-        m, a, b = map_.m[c], map_.a[c], map_.b[c]
-        if residual != NULL:
-            w = map_.w[c]
         if map_.activation:
             while i + LANES <= end:
                 scale_step(x + i, residual + i if residual != NULL else NULL, y + i, m, a, b, w,
@@ -156,12 +155,15 @@ cdef void map_groups(
         c += 1
         if c == last:
             return
+        m2, a2, b2 = map_.m[c], map_.a[c], map_.b[c]
+        if residual != NULL:
+            w2 = map_.w[c]
         if i < end:
             scale_mixed_step(x + i, residual + i if residual != NULL else NULL, y + i,
-                             <int>(end - i), map_.m + c, map_.a + c, map_.b + c,
-                             map_.w + c if residual != NULL else NULL, map_.activation,
+                             <int>(end - i), m, a, b, w, m2, a2, b2, w2, map_.activation,
                              map_.slope, map_.stream and in_line(y, i, last_group))
             i += LANES
+        m, a, b, w = m2, a2, b2, w2
 
 
 cdef inline void map_runs(
