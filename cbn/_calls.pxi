@@ -340,7 +340,8 @@ cdef class TrainingCall(ContiguousCall):
         return True
 
     def attempt(self, x, out, double eps, double momentum):
-        """The result and the moments of x, (3, C); or None where the checked way must be gone."""
+        """The result, the moments of x, (3, C), and whether x was written over; or None where the
+        checked way must be gone."""
         cdef Py_buffer given
         cdef State state
         if eps == 0 or self.refuses(x, out) or not self.open(x, &given, 0):
@@ -364,6 +365,7 @@ cdef class TrainingCall(ContiguousCall):
         cdef Training training
         cdef double *memory
         cdef int status = NO_MEMORY
+        cdef bint over
         found = np.empty((3, self.channels))
         cdef double[:, ::1] moments = found
         if out is None:
@@ -382,9 +384,10 @@ cdef class TrainingCall(ContiguousCall):
                 if status == 0:
                     self.move(state, given, &moments[0, 0], momentum)
             check(status)
+            over = given.buf == taken.buf
         finally:
             PyBuffer_Release(&taken)
-        return out, found
+        return out, found, over
 
     def gradient(self, dy, x, out, const double[:, ::1] moments, double eps):
         """dx, and dweight and dbias as (2, C) float64, for the moments of x; or None."""

@@ -264,11 +264,11 @@ class BatchNorm(LayerState):
         done = self._training_call(x.dtype).attempt(x, out, self._eps, momentum)
         if done is None:
             return None
-        result, moments = done
+        result, moments, over = done
         if self._num_batches_tracked is not None:
             self._num_batches_tracked = tracked
         self._fast = None
-        self._last = None if out is not None and overlap(x, as_array(result)) else (x, moments)
+        self._last = None if over else (x, moments)
         return result  # type: ignore[no-any-return]  # compiled
 
     def _attempt_gradient(
