@@ -449,6 +449,14 @@ CBN_INLINE void cbn_squares_half(const void *x, int n, cbn_f64x16 *total, cbn_f6
     total->v[0] += (cbn_vf64)wide;
     square->v[0] = (cbn_vf64)_mm512_fmadd_pd(wide, wide, (__m512d)square->v[0]);
 }
+CBN_INLINE void cbn_products_half(const void *dy, const void *x, int n, double mean,
+                                  cbn_f64x16 *total, cbn_f64x16 *product) {
+    __mmask8 mask = (__mmask8)((1u << n) - 1);
+    __m512d m = _mm512_set1_pd(mean), a = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, dy));
+    __m512d apart = _mm512_mask_cvtps_pd(m, mask, _mm256_maskz_loadu_ps(mask, x)) - m;
+    total->v[0] += (cbn_vf64)a;
+    product->v[0] += (cbn_vf64)(a * apart);
+}
 /* Single precision, whose first n lanes count, to double. */
 CBN_INLINE cbn_f64x16 cbn_widen_masked(__m512 x, __mmask16 mask, double fill) {
     __m512d fills = _mm512_set1_pd(fill);
@@ -473,6 +481,7 @@ CBN_INLINE cbn_f64x16 cbn_widen_part_bf16(const cbn_bf16 *p, int n, double fill)
 #else
 #define CBN_HALVES 0
 #define cbn_squares_half(...)
+#define cbn_products_half(...)
 CBN_DEFINE_PART(f32)
 CBN_DEFINE_PART(f16)
 CBN_DEFINE_PART(bf16)
@@ -539,6 +548,10 @@ CBN_DEFINE_MIX(f64, i64)
     }                                                                                              \
     CBN_INLINE void cbn_products_part_##T(const cbn_##T *dy, const cbn_##T *x, int n, double mean, \
                                           cbn_f64x16 *total, cbn_f64x16 *product) {                \
+        if (CBN_HALVES && sizeof *x == 4 && n <= CBN_LANES / 2) {                                  \
+            cbn_products_half(dy, x, n, mean, total, product);                                     \
+            return;                                                                                \
+        }                                                                                          \
         cbn_add_products(cbn_widen_part_##T(dy, n, 0), cbn_widen_part_##T(x, n, mean),             \
                          cbn_fill(mean), total, product);                                          \
     }                                                                                              \
