@@ -257,13 +257,14 @@ cdef class AffineMap(ContiguousCall):
         cdef Last rows
         if self.last or shape.length == 1:
             rows = self.last_of(like)
-            flat.stream = streams(x, y, bytes_)
+            flat.stream = streams(x, residual, y, bytes_)
             map_last(x, &rows, residual, &rows, y, &rows, &flat, threads)
             return 0
         if is_short(&shape) and bytes_ > HOLD_BYTES:
-            how.stream = streams(x, y, bytes_)
+            how.stream = streams(x, residual, y, bytes_)
             return map_short(x, &shape, residual, &shape, y, &shape, &how, threads)
-        how.stream = streams_first(x, &shape, y, &shape)
+        how.stream = streams_first(x, &shape, residual, y, &shape,
+                                   tile_of(&shape, sizeof(real)).channels)
         map_first(x, &shape, residual, &shape, y, &shape, &how, threads)
         return 0
 

@@ -61,7 +61,7 @@ cdef int map_(
     cdef Last last_from, last_beside, last_to
     cdef Map streamed = how[0]
     cdef Py_ssize_t values = from_.shape[0] * from_.shape[1] * from_.shape[2]
-    streamed.stream = streams(x, y, values * <Py_ssize_t>sizeof(real))
+    streamed.stream = streams(x, residual, y, values * <Py_ssize_t>sizeof(real))
     if last:
         last_from, last_beside, last_to = last_of(from_), last_of(beside), last_of(to)
         return map_periodic(x, &last_from, residual, &last_beside, y, &last_to, &streamed,
@@ -71,7 +71,8 @@ cdef int map_(
             residual == NULL or is_short(&first_beside)):
         return map_short(x, &first_from, residual, &first_beside, y, &first_to, &streamed,
                          num_threads)
-    streamed.stream = streams_first(x, &first_from, y, &first_to)
+    streamed.stream = streams_first(x, &first_from, residual, y, &first_to,
+                                    tile_of(&first_from, sizeof(real)).channels)
     map_first(x, &first_from, residual, &first_beside, y, &first_to, &streamed, num_threads)
     return 0
 

@@ -25,9 +25,10 @@
     are there two passes over x.
 
 (e) Threads: an argument, handed down to share() of _pool.h. Each thread has a share of the tasks
-    and then takes from the others, so that a core which is busy elsewhere delays one task and not
-    half of the array. A task is a function of its work, a struct, and of its number; the pointer
-    to the struct is declared as one to the element type, by which Cython tells the functions apart.
+    and then takes from the others, so that a core which is busy elsewhere delays a task or two and
+    not half of the array. A task is a function of its work, a struct, of its number, and of the
+    turn of its thread; the pointer to the struct is declared as one to the element type, by which
+    Cython tells the functions apart.
 
 (f) Rows shorter than a group of lanes, or no multiple of it, are folded: several rows are taken for
     one longer one, and the sums of a channel's columns are merged. Runs shorter than a group are
@@ -99,6 +100,7 @@ cdef extern from "_lanes.h" nogil:
 
 cdef extern from "_pool.h" nogil:
     enum: CBN_THREADED
+    enum: GROUP "CBN_GROUP"     # most channels that a task of short runs takes together
     enum: LOOK_AHEAD "CBN_LOOK_AHEAD"
     enum: BACKWARDS "CBN_BACKWARDS"
     ctypedef struct Turn "cbn_turn":

@@ -33,9 +33,11 @@ cdef struct Periodic:
     int order
 
 
-cdef inline bint streams(const void *x, const void *y, Py_ssize_t bytes) noexcept nogil:
+cdef inline bint streams(
+    const void *x, const void *beside, const void *y, Py_ssize_t bytes
+) noexcept nogil:
     """Whether y goes past the cache. In place its lines are there already, and are kept."""
-    return bytes >= STREAM_BYTES and x != y
+    return bytes >= STREAM_BYTES and x != y and beside != y
 
 
 cdef inline bint follows(const First *shape) noexcept nogil:
@@ -44,14 +46,16 @@ cdef inline bint follows(const First *shape) noexcept nogil:
 
 
 cdef inline bint streams_first(
-    const real *x, const First *from_, const real *y, const First *to
+    const real *x, const First *from_, const real *beside, const real *y, const First *to,
+    Py_ssize_t together
 ) noexcept nogil:
-    """The same, channels first: only where enough values follow each other in x and in y."""
+    """The same, channels first, where `together` neighbouring channels are mapped at a time: only
+    where enough values follow each other in x and in y."""
     cdef Py_ssize_t along = from_.length * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t bytes_ = from_.runs * from_.channels * along
     if follows(from_) and follows(to):
-        along *= from_.channels
-    return along >= STREAM_RUN and streams(x, y, bytes_)
+        along *= together
+    return along >= STREAM_RUN and streams(x, beside, y, bytes_)
 
 
 cdef inline Py_ssize_t head_of(const real *y, Py_ssize_t n, bint stream) noexcept nogil:
@@ -74,6 +78,21 @@ cdef inline bint in_line(const real *y, Py_ssize_t i, Py_ssize_t last) noexcept 
     """
     cdef Py_ssize_t first = i - past_line(y + i)
     return sizeof(real) > 2 or 0 <= first <= last - LANES
+
+
+cdef inline void store_ends(
+    real *y, Py_ssize_t n, Py_ssize_t start, Py_ssize_t left, const real *head, const real *tail,
+    bint stream
+) noexcept nogil:
+    """The first values, before `start`, and the last, of which `left` are in no whole group."""
+    if stream:   # a streamed line is not touched again
+        memcpy(y, head, start * sizeof(real))
+        memcpy(y + n - left, tail + LANES - left, left * sizeof(real))
+        return
+    if start:
+        memcpy(y, head, LANES * sizeof(real))
+    if left:
+        memcpy(y + n - LANES, tail, LANES * sizeof(real))
 
 
 # ---- channels that follow each other -------------------------------------------------------------
@@ -187,14 +206,7 @@ cdef inline void map_runs(
         map_group(x + last, residual + last if residual != NULL else NULL, tail, c + channels - 1,
                   map_)
     map_groups(x, residual, y, i, n, c, channels, map_)
-    if map_.stream:   # a streamed line is not touched again
-        memcpy(y, head, i * sizeof(real))
-        memcpy(y + values - left, tail + LANES - left, left * sizeof(real))
-        return
-    if i:
-        memcpy(y, head, sizeof(head))
-    if left:
-        memcpy(y + last, tail, sizeof(tail))
+    store_ends(y, values, i, left, <const real *>head, <const real *>tail, map_.stream)
 
 
 cdef void map_box(
@@ -208,11 +220,11 @@ cdef void map_box(
     cdef const real *given
     cdef const real *other = NULL
     cdef real *result
-    if follows(from_) and follows(to) and (residual == NULL or follows(beside)) and (
-            most == from_.length):
+    if last_channel - channel > 1 and most == from_.length and follows(from_) and follows(to) and (
+            residual == NULL or follows(beside)):
         step = last_channel - channel
     elif meanwhile != NULL:
-        most = min(most, <Py_ssize_t>PIECE)
+        most = min(most, meanwhile.piece)
     for r in range(run, last_run):
         c = channel
         while c < last_channel:
@@ -387,6 +399,16 @@ cdef inline Py_ssize_t flat_lines(
     return i
 
 
+cdef inline void flat_group(
+    const real *x, const real *residual, real *y, Py_ssize_t phase, const Periodic *flat
+) noexcept nogil:
+    """One group, not streamed."""
+    if residual != NULL:
+        flat_groups(x, residual, y, 0, 0, phase, flat, flat.activation, False)
+    else:
+        flat_groups(x, <const real *>NULL, y, 0, 0, phase, flat, flat.activation, False)
+
+
 cdef inline void flat_part(
     const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t phase,
     const Periodic *flat
@@ -400,11 +422,8 @@ cdef inline void flat_part(
     if residual != NULL:
         memset(other, 0, sizeof(other))
         memcpy(other, residual, n * sizeof(real))
-        flat_groups(<const real *>given, <const real *>other, <real *>result, 0, 0, phase, flat,
-                    flat.activation, False)
-    else:
-        flat_groups(<const real *>given, <const real *>NULL, <real *>result, 0, 0, phase, flat,
-                    flat.activation, False)
+    flat_group(<const real *>given, <const real *>other if residual != NULL else NULL,
+               <real *>result, phase, flat)
     memcpy(y, result, n * sizeof(real))
 
 
@@ -412,27 +431,35 @@ cdef void map_flat(
     const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t phase,
     const Periodic *flat
 ) noexcept nogil:
-    """n values that follow each other, the first of them at `phase` of the period."""
-    cdef Py_ssize_t i = head_of(y, n, flat.stream), begin
+    """n values that follow each other, the first of them at `phase` of the period. Ends that fill
+    no group are had as in map_runs."""
+    cdef Py_ssize_t start = head_of(y, n, flat.stream), last = n - LANES
+    cdef Py_ssize_t left = (n - start) % LANES, i = start, begin
+    cdef real[LANES] head
+    cdef real[LANES] tail
     phase = phase % flat.period
-    if i:
-        flat_part(x, residual, y, i, phase, flat)
+    if n < LANES:
+        flat_part(x, residual, y, n, phase, flat)
+        return
+    if start:
+        flat_group(x, residual, head, phase, flat)
+    if left:
+        flat_group(x + last, residual + last if residual != NULL else NULL, tail,
+                   (phase + last) % flat.period, flat)
     if real is f16 or real is bf16:
         if LINES and residual == NULL and not flat.activation:
-            if flat.stream and past_line(y + i) and i + LANES <= n:
+            if flat.stream and past_line(y + i) and i <= last:
                 i = flat_groups(x, <const real *>NULL, y, i, i, (phase + i) % flat.period, flat, 0,
                                 False)
             i = flat_lines(x, y, i, n, (phase + i) % flat.period, flat)
     begin = (phase + i) % flat.period
     if residual != NULL or flat.activation:
-        i = flat_groups(x, residual, y, i, n - LANES, begin, flat, flat.activation, flat.stream)
+        flat_groups(x, residual, y, i, last, begin, flat, flat.activation, flat.stream)
     elif flat.stream:
-        i = flat_groups(x, <const real *>NULL, y, i, n - LANES, begin, flat, 0, True)
+        flat_groups(x, <const real *>NULL, y, i, last, begin, flat, 0, True)
     else:
-        i = flat_groups(x, <const real *>NULL, y, i, n - LANES, begin, flat, 0, False)
-    if i < n:
-        flat_part(x + i, residual + i if residual != NULL else NULL, y + i, n - i,
-                  (phase + i) % flat.period, flat)
+        flat_groups(x, <const real *>NULL, y, i, last, begin, flat, 0, False)
+    store_ends(y, n, start, left, <const real *>head, <const real *>tail, flat.stream)
 
 
 cdef struct LastWork:

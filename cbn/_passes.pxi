@@ -193,6 +193,7 @@ cdef inline void begin_group(
         s.dy = <const real *>w.dy + channel * w.beside.channel_stride
         s.mean = w.training.mean + channel
     s.channels = min(w.size, w.from_.channels - channel)
+    s.piece = PIECE if w.stream else LONG_PIECE
     s.out = out
     begin_sums(like, s)
 
@@ -261,9 +262,10 @@ cdef int pass_first(
     work.y, work.to, work.training = y, to, training
     work.size = group_size(from_, sizeof(real))
     groups = (from_.channels + work.size - 1) // work.size
-    work.stream = streams_first(x, from_, y, to)
+    work.stream = streams_first(x, from_, dy, y, to, work.size)
     if groups >= TASKS // 4:
-        share(<Task>first_group[real], &work, groups, num_threads, LOOK_AHEAD)
+        share(<Task>first_group[real], &work, groups, num_threads,
+              LOOK_AHEAD if y != NULL else 0)
         return 0
     work.parts = parts_of(groups, block_count(from_))
     work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
@@ -410,7 +412,7 @@ cdef int pass_last(
         return NO_MEMORY
     if y != NULL:
         map_ = map_of(training, streams(
-            x, y, from_.rows * channels * <Py_ssize_t>sizeof(real)))
+            x, dy, y, from_.rows * channels * <Py_ssize_t>sizeof(real)))
         if training.frozen:
             return map_periodic(dy, beside, <const real *>NULL, beside, y, to, &map_, channels, 1,
                                 num_threads)
@@ -494,7 +496,7 @@ cdef int pass_short(
     if y == NULL:
         return 0
     map_ = map_of(training, streams(
-        x, y, from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)))
+        x, dy, y, from_.runs * from_.channels * from_.length * <Py_ssize_t>sizeof(real)))
     if training.frozen:
         return map_short(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
     return map_short(x, from_, dy, beside, y, to, &map_, num_threads)

@@ -15,15 +15,18 @@
 
 #include <stddef.h>
 
+#define CBN_GROUP 32 /* channels whose sums, of four doubles each, a task can leave for the next */
+
 typedef struct {
     ptrdiff_t next; /* the task that the same thread will do after this one, or -1 */
     int carries;    /* whether `kept` holds what the task before left for this one; 0 at first */
-    double kept[128];
+    double kept[4 * CBN_GROUP];
 } cbn_turn;
 
 typedef void (*cbn_task)(const void *work, ptrdiff_t task, cbn_turn *turn);
 
 /* How tasks are shared out: each wants to know the next one; each thread begins with its last. */
+/* Not both: the next one is not known to those that go backwards. */
 enum { CBN_LOOK_AHEAD = 1, CBN_BACKWARDS = 2 };
 
 /* Streamed stores are weakly ordered: a thread ends its tasks with this before others may read. */

@@ -5,8 +5,8 @@ cdef enum:
     PILOT = 32            # values of x that decide how its products with dy are summed
     PILOT_ROWS = 4        # the same of rows
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
-    GROUP = 32            # most channels that a task of short runs takes together
-    PIECE = 512           # values that are summed, or mapped, between others that are mapped
+    PIECE = 512           # values that are summed, or mapped, between others that are streamed,
+    LONG_PIECE = 1536     # and between others that are kept
     ROW_BLOCK = 512       # rows between two merges, channels last
     ROWS_AT_ONCE = 16     # most rows that are read together,
     ROWS_VALUES = 1 << 12   # and the values in them
@@ -258,6 +258,7 @@ cdef struct Summing:
     const double *mean       # in the gradient
     Sums *out
     Py_ssize_t channels
+    Py_ssize_t piece         # values to sum at a time
     Py_ssize_t index         # of the block
     Py_ssize_t last_block
     Block block
@@ -319,12 +320,12 @@ cdef inline void close_products(Summing *s, Py_ssize_t c) noexcept nogil:
 
 
 cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
-    """Sum about PIECE values of one channel; how many, or 0 when all is done."""
+    """Sum about s.piece values of one channel; how many, or 0 when all is done."""
     if s.index == s.last_block:
         return 0
     cdef Py_ssize_t c = s.channel, r, run = s.run, length = s.block.stop - s.block.start
-    cdef Py_ssize_t n = min(<Py_ssize_t>PIECE, s.block.stop - s.at)
-    cdef Py_ssize_t runs = min(max(<Py_ssize_t>1, PIECE // length), s.block.last - run)
+    cdef Py_ssize_t n = min(s.piece, s.block.stop - s.at)
+    cdef Py_ssize_t runs = min(max(<Py_ssize_t>1, s.piece // length), s.block.last - run)
     cdef Py_ssize_t stride = s.from_.run_stride, dy_stride
     cdef const real *x = <const real *>s.x + c * s.from_.channel_stride + run * stride + s.at
     cdef const real *dy

@@ -1,0 +1,66 @@
+"""Large arrays, whose stores go past the cache, and long runs, which are taken piece by piece."""
+
+from __future__ import annotations
+
+import builds
+import ml_dtypes
+import numpy as np
+import oracles
+import pytest
+
+import cbn
+
+DTYPES = [np.dtype(dtype) for dtype in ("float16", ml_dtypes.bfloat16, "float32", "float64")]
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
+STREAMED = 9 << 20  # bytes of x; from 8 MiB on
+
+
+def values(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
+    return np.resize(oracles.array((10_007,), np.float32, seed).astype(dtype), shape)
+
+
+@each_dtype
+@pytest.mark.parametrize("beside", [True, False], ids=["residual", "alone"])
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_a_streamed_call_gives_the_bits_of_small_ones(activation, beside, dtype):
+    runs = STREAMED // (7 * 1001 * dtype.itemsize)  # each ends within a group
+    x, residual = (values((runs, 7, 1001), dtype, seed) for seed in (3, 4))
+    coefficients = (oracles.array((7,), seed=seed) for seed in range(3))
+    f = cbn.ScaleShift(*coefficients, activation=activation, dtype=dtype)
+    y = f(x, residual=residual if beside else None)
+    for k in range(0, runs, 20):
+        some = slice(k, k + 20)
+        expected = f(x[some], residual=residual[some] if beside else None)
+        np.testing.assert_array_equal(y[some], expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("over", ["x", "dy"])
+def test_a_gradient_in_place_gives_the_bits_of_another_output(over, dtype):
+    shape = (STREAMED // (40 * 3136 * dtype.itemsize) + 1, 40, 3136)
+    x, dy = (values(shape, dtype, seed) for seed in (3, 4))
+    mean, rstd = oracles.array((40,)), np.full(40, 0.7)
+    expected = cbn.batch_norm_backward(dy, x, None, mean, rstd)[0]
+    out = {"x": x, "dy": dy}[over]
+    assert cbn.batch_norm_backward(dy, x, None, mean, rstd, out=out)[0] is out
+    np.testing.assert_array_equal(out, expected)
+
+
+@builds.each_build
+@each_dtype
+def test_runs_that_do_not_follow_each_other_give_the_same_bits(dtype, isa):
+    x, dy = (values((3, 40, 1700), dtype, seed) for seed in (3, 4))
+    mean, rstd = oracles.array((40,)), np.full(40, 0.7)
+    apart = [array.swapaxes(0, 1).copy().swapaxes(0, 1) for array in (x, dy)]
+    y = cbn.batch_norm(x, None, None, training=True)
+    dx = [cbn.batch_norm_backward(dy, x, None, mean, rstd, training=t)[0] for t in (True, False)]
+    with builds.running(isa):
+        for num_threads in (1, 3):
+            threads = {"num_threads": num_threads}
+            given = cbn.batch_norm(apart[0], None, None, training=True, **threads)
+            np.testing.assert_array_equal(given, y)
+            for training, expected in zip((True, False), dx, strict=True):
+                given = cbn.batch_norm_backward(
+                    apart[1], apart[0], None, mean, rstd, training=training, **threads
+                )[0]
+                np.testing.assert_array_equal(given, expected)
