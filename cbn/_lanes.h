@@ -87,10 +87,18 @@ CBN_INLINE void cbn_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
 
 /* ---- float32 and float64 ------------------------------------------------------------------ */
 
-CBN_INLINE cbn_f32x16 cbn_load_f32(const float *p) { cbn_f32x16 r; memcpy(&r, p, sizeof r); return r; }
-CBN_INLINE cbn_f64x16 cbn_load_f64(const double *p) { cbn_f64x16 r; memcpy(&r, p, sizeof r); return r; }
-CBN_INLINE void cbn_store_f32(float *p, cbn_f32x16 x) { memcpy(p, &x, sizeof x); }
-CBN_INLINE void cbn_store_f64(double *p, cbn_f64x16 x) { memcpy(p, &x, sizeof x); }
+/* Vector by vector: GCC copies a whole group by 16 bytes, through memory where vectors are wider. */
+#define CBN_DEFINE_MOVES(T, COUNT)                                                                 \
+    CBN_INLINE cbn_##T##x16 cbn_load_##T(const cbn_##T *p) {                                       \
+        cbn_##T##x16 r;                                                                            \
+        CBN_EACH(k, COUNT) memcpy(&r.v[k], p + k * (CBN_LANES / COUNT), CBN_VECTOR);               \
+        return r;                                                                                  \
+    }                                                                                              \
+    CBN_INLINE void cbn_store_##T(cbn_##T *p, cbn_##T##x16 x) {                                    \
+        CBN_EACH(k, COUNT) memcpy(p + k * (CBN_LANES / COUNT), &x.v[k], CBN_VECTOR);               \
+    }
+CBN_DEFINE_MOVES(f32, CBN_N32)
+CBN_DEFINE_MOVES(f64, CBN_N64)
 CBN_INLINE void cbn_stream_f32(float *p, cbn_f32x16 x) { cbn_stream_bytes(p, &x, sizeof x); }
 CBN_INLINE void cbn_stream_f64(double *p, cbn_f64x16 x) { cbn_stream_bytes(p, &x, sizeof x); }
 CBN_INLINE float cbn_get_f32(const float *p) { return *p; }
@@ -482,7 +490,26 @@ CBN_INLINE cbn_f64x16 cbn_widen_part_bf16(const cbn_bf16 *p, int n, double fill)
 #define CBN_HALVES 0
 #define cbn_squares_half(...)
 #define cbn_products_half(...)
+#if defined(__AVX2__)
+CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
+    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
+    const __m256d fills = _mm256_set1_pd(fill);
+    cbn_f64x16 r;
+    CBN_EACH(k, 2) {
+        __m256i first = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8 * k), lane);
+        __m256 x = _mm256_maskload_ps(p + 8 * k, first);
+        __m256d low = (__m256d)_mm256_cvtepi32_epi64(_mm256_castsi256_si128(first));
+        __m256d high = (__m256d)_mm256_cvtepi32_epi64(_mm256_extracti128_si256(first, 1));
+        r.v[2 * k] = (cbn_vf64)_mm256_blendv_pd(
+            fills, _mm256_cvtps_pd(_mm256_castps256_ps128(x)), low);
+        r.v[2 * k + 1] = (cbn_vf64)_mm256_blendv_pd(
+            fills, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), high);
+    }
+    return r;
+}
+#else
 CBN_DEFINE_PART(f32)
+#endif
 CBN_DEFINE_PART(f16)
 CBN_DEFINE_PART(bf16)
 #endif
