@@ -5,6 +5,7 @@ cdef enum:
     TASKS = 32              # parts are made until there are this many tasks
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
     SHORT_COLUMNS = 1 << 15  # most columns that short runs are taken for at a time
+    FEW_COLUMNS = 128       # of rows that are too few to share out: the fewest of a task
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
     MERGED = 256            # channels whose parts one task merges
 
@@ -293,18 +294,19 @@ cdef struct LastPass:
     const void *dy
     const Last *beside
     const double *mean
+    Py_ssize_t step          # columns of a task
     Py_ssize_t parts
     Sums *partial            # [part, column]
 
 
 cdef void last_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
-    """One part of the rows of COLUMNS channels, into partial[part, channel]."""
+    """One part of the rows of some channels, into partial[part, channel]."""
     cdef const LastPass *w = <const LastPass *>work
     cdef const Last *from_ = w.from_
     cdef const real *x = <const real *>w.x
-    cdef Py_ssize_t channel = (task // w.parts) * COLUMNS, part = task % w.parts
+    cdef Py_ssize_t channel = (task // w.parts) * w.step, part = task % w.parts
     cdef Py_ssize_t row = part * from_.rows // w.parts, last = (part + 1) * from_.rows // w.parts
-    cdef Py_ssize_t columns = min(<Py_ssize_t>COLUMNS, from_.channels - channel)
+    cdef Py_ssize_t columns = min(w.step, from_.channels - channel)
     cdef Sums *partial = w.partial + part * from_.channels + channel
     if w.dy != NULL:
         columns_products(<const real *>w.dy + channel, w.beside, x + channel, from_,
@@ -340,8 +342,10 @@ cdef int column_sums(
 ) noexcept nogil:
     """Sums of the columns of x (and dy), merged into those of the channels."""
     cdef Py_ssize_t columns = from_.channels, c, k
-    cdef Py_ssize_t groups = (columns + COLUMNS - 1) // COLUMNS
-    cdef Py_ssize_t blocks = (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK
+    cdef Py_ssize_t step = COLUMNS, blocks = (from_.rows + ROW_BLOCK - 1) // ROW_BLOCK
+    while blocks == 1 and columns < 4 * step and step > FEW_COLUMNS:
+        step //= 2
+    cdef Py_ssize_t groups = (columns + step - 1) // step
     cdef Py_ssize_t parts = parts_of(groups, (blocks + 3) // 4 * 4 if blocks > 1 else 1)
     cdef LastPass work
     cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
@@ -356,7 +360,7 @@ cdef int column_sums(
                 mean[c * channel_step + k * fold_step] = training.mean[c]
     work.x, work.from_ = x, from_
     work.dy, work.beside, work.mean = dy, beside, mean
-    work.parts, work.partial = parts, partial
+    work.step, work.parts, work.partial = step, parts, partial
     share(<Task>last_part[real], &work, groups * parts, num_threads, 0)
     merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training,
                 num_threads)

@@ -430,8 +430,8 @@ cdef void columns_moments(
     while row < last_row:
         last = min(row + ROW_BLOCK, last_row)
         count = <double>(last - row)
-        memset(total, 0, sizeof(total))
-        memset(square, 0, sizeof(square))
+        memset(total, 0, columns * sizeof(double))
+        memset(square, 0, columns * sizeof(double))
         again = False
         if not shifted:
             rows_moments(x, shape, row, last, columns, <const double *>NULL, <double *>total,
@@ -442,8 +442,8 @@ cdef void columns_moments(
                 shifted = True
                 for c in range(columns):
                     shift[c] = finite_or_zero(total[c] / count)
-                memset(total, 0, sizeof(total))
-                memset(square, 0, sizeof(square))
+                memset(total, 0, columns * sizeof(double))
+                memset(square, 0, columns * sizeof(double))
         if shifted:
             rows_moments(x, shape, row, last, columns, <const double *>shift, <double *>total,
                          <double *>square)
@@ -468,8 +468,8 @@ cdef void columns_products(
     cdef const real *at
     cdef const real *dy_at
     cdef Py_ssize_t pilot = min(row + PILOT_ROWS, last_row)
-    memset(total, 0, sizeof(total))
-    memset(product, 0, sizeof(product))
+    memset(total, 0, columns * sizeof(double))
+    memset(product, 0, columns * sizeof(double))
     rows_moments(x, shape, row, pilot, columns, <const double *>NULL, <double *>total,
                  <double *>product)
     for c in range(columns):
