@@ -18,7 +18,7 @@ from .build import Form, to_onnx
 from .check_report import CrosscheckReport, CrosscheckRow, make_row
 from .data import DataLike, batches, load_or_random
 from .files import ModelError, ModelLike, load
-from .inputs import Feeds, model_inputs
+from .inputs import Feeds, model_inputs, not_finite
 from .nodes import BatchNormNode, find_nodes
 from .outputs import OutputCheck, check_outputs
 from .placement import CUDA
@@ -101,7 +101,7 @@ def crosscheck(
     feeds, words = load_or_random(model, x, seed)
     parts = list(batches(feeds, model_inputs(model)))
     try:
-        return CrosscheckReport(_model_rows(model, nodes, parts, providers, num_threads), words)
+        rows = _model_rows(model, nodes, parts, providers, num_threads)
     except RunError as error:
         if x is not None:
             raise
@@ -109,6 +109,7 @@ def crosscheck(
             f"{error}; these inputs are random, made up from the shapes that the model declares: "
             "give data that fits it"
         ) from error
+    return CrosscheckReport(rows, words, not_finite(feeds))
 
 
 def _model_rows(
@@ -181,7 +182,7 @@ def _check_layer(
         make_row("layer", name, actual[name].shape, provider, agreement, mode=None)
         for name, agreement in agreements.items()
     )
-    return CrosscheckReport(rows + own, words)
+    return CrosscheckReport(rows + own, words, not_finite(feeds))
 
 
 def _rank(bn: Layer, x: np.ndarray) -> int | None:

@@ -80,9 +80,12 @@ class CrosscheckReport(Report):
     rows : tuple of CrosscheckRow
     inputs : str
         What was run, in words: the file, or random inputs and their seed.
+    notes : tuple of str
+        What to know of them: how many values of which input are NaN or infinite.
     """
 
     inputs: str = ""
+    notes: tuple[str, ...] = ()
 
     columns: ClassVar[tuple[str, ...]] = (
         "name",

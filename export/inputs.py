@@ -11,8 +11,9 @@ import numpy as np
 import onnx_ir as ir
 
 from .files import ModelError, ModelLike, load
+from .results import counted
 
-__all__ = ["Feeds", "ModelInput", "model_inputs", "random_inputs"]
+__all__ = ["Feeds", "ModelInput", "model_inputs", "not_finite", "random_inputs"]
 
 Feeds = dict[str, np.ndarray]
 """Arrays by the names of the inputs they go to."""
@@ -23,6 +24,8 @@ RANDOM_SIZE = 32
 elsewhere, which networks that halve their input five times still take."""
 
 _LARGEST_RANDOM = 2**28
+
+_COUNTED_AT_ONCE = 2**22  # elements, so that a file that is memory-mapped stays one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,3 +133,22 @@ def _declared(value: ir.Value) -> ModelInput:
             (dim if dim > 0 else None) if isinstance(dim, int) else dim.value for dim in value.shape
         )
     return ModelInput(str(value.name), np.dtype(dtype), shape)
+
+
+def not_finite(feeds: Feeds) -> tuple[str, ...]:
+    """Say of each input that holds NaN or infinities how many of its values are such."""
+    found = []
+    for name, array in feeds.items():
+        if array.dtype.kind not in "fcV":  # V: bfloat16 and its like
+            continue
+        rows = array if array.ndim else array[None]
+        step = max(1, _COUNTED_AT_ONCE * len(rows) // max(1, rows.size))
+        parts = (rows[start : start + step] for start in range(0, len(rows), step))
+        number = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+        if number:
+            verb = "is" if number == 1 else "are"
+            found.append(
+                f"{number} of {counted(rows.size, 'value')} of the input {name!r} {verb} "
+                "not finite (NaN or infinity)"
+            )
+    return tuple(found)

@@ -227,9 +227,9 @@ def _judge(value: Value, bench: Bench) -> ProofRow:
     worse = _RUN_FACTOR * value.error_before
     usable = not value.unstable and (exact or worse <= largest * _LARGEST_PART)
     error_budget = float(budgets.max()) + max(run_floor, worse if usable else 0.0)
+    if right and not value.unstable:
+        error_budget = max(error_budget, _UNSURE_FACTOR * value.error_before)
     runs = not bench.runs["after"] or value.error <= error_budget
-    if not runs and right and not value.unstable:
-        runs = value.error <= _UNSURE_FACTOR * value.error_before
     remark = value.failure
     if not right:
         where = f" in channel {worst}" if difference.size > 1 else ""

@@ -8,7 +8,7 @@ import typer
 
 from cbn.cli.errors import DOES_NOT_HOLD, about
 from cbn.cli.options import AsJson, Data, Model, Provider, ProviderChoice, Seed, Threads
-from cbn.cli.output import count, print_json, print_verdict, working
+from cbn.cli.output import count, print_json, print_text, print_verdict, working
 from cbn.cli.tables import print_report
 
 if TYPE_CHECKING:
@@ -46,6 +46,8 @@ def check(
         print_json(report.to_dict())
     else:
         print_report(report)
+        for note in report.notes:
+            print_text(note)
         print_verdict(report.ok, _verdict(report))
     if not report:
         raise typer.Exit(DOES_NOT_HOLD)

@@ -19,15 +19,19 @@ __all__ = [
     "BROKEN_PIPE",
     "DOES_NOT_HOLD",
     "INTERRUPTED",
+    "KEPT",
     "CommandGroup",
     "about",
     "extras",
+    "keeping",
 ]
 
 DOES_NOT_HOLD = 1
 BAD_INPUT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+KEPT = "kept, the same command goes on from there"  # said of a checkpoint
 
 
 @contextmanager
@@ -61,6 +65,17 @@ def extras() -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
+@contextmanager
+def keeping(checkpoint: Path | None) -> Iterator[None]:
+    """Have Ctrl-C say that the checkpoint, once there is one, was kept."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint is None or not checkpoint.exists():
+            raise
+        raise KeyboardInterrupt(f"{checkpoint}: {KEPT}") from None
+
+
 class CommandGroup(TyperGroup):
     """The commands of ``cbn``, with one answer to bad input for all of them.
 
@@ -81,8 +96,8 @@ class CommandGroup(TyperGroup):
         except BrokenPipeError:
             _discard_stdout()
             raise typer.Exit(BROKEN_PIPE) from None
-        except KeyboardInterrupt:
-            print("cbn: interrupted", file=sys.stderr)
+        except KeyboardInterrupt as error:
+            print("; ".join(["cbn: interrupted", *map(printable, error.args)]), file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             bad_input = isinstance(error, ValueError | TypeError | OSError)

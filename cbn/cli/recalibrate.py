@@ -17,7 +17,7 @@ from cbn.cli.destinations import (
     require_outside,
     written_with,
 )
-from cbn.cli.errors import DOES_NOT_HOLD, about, extras
+from cbn.cli.errors import DOES_NOT_HOLD, KEPT, about, extras, keeping
 from cbn.cli.options import (
     AsJson,
     BatchSize,
@@ -120,8 +120,9 @@ def recalibrate(
         typer.Option(
             "--checkpoint",
             metavar="FILE",
-            help="Keep what was measured in this file; the same command goes on from there. "
-            "Deleted once the model is written.",
+            help="Keep what was measured in this file (with --method sequential also in a folder "
+            "FILE.tensors beside it); the same command goes on from there. Deleted once the model "
+            "is written.",
             show_default=False,
         ),
     ] = None,
@@ -170,7 +171,8 @@ def recalibrate(
 
     Part of the data is held out; the statistics that the rest gives replace the stored ones, as
     far as the prior says; both models are compared on the held-out part. With labels, a model that
-    does worse is not written, and the exit code is 1. Ctrl-C loses nothing with --checkpoint.
+    does worse is not written, and the exit code is 1. Nodes in training mode are in eval
+    mode in the new model. Ctrl-C loses nothing with --checkpoint.
 
     Example: cbn recalibrate model.onnx --data images.npz -o night.onnx
     """
@@ -192,7 +194,12 @@ def recalibrate(
         require_file(option, path, *read)
         require_outside(option, path, Path(data))
     named = (*given, images, checkpoint, dask)
-    with progress_bar(f"reading {data}") as show, about(model, *named, data=Path(data)), extras():
+    with (
+        keeping(checkpoint),
+        progress_bar(f"reading {data}") as show,
+        about(model, *named, data=Path(data)),
+        extras(),
+    ):
         result = export.recalibrate(
             model,
             data,
@@ -216,7 +223,7 @@ def recalibrate(
         )
     written = result.ok or force
     if written:
-        with working(f"writing {output}"):
+        with keeping(checkpoint), working(f"writing {output}"):
             export.save(result.model, output)
             if stats is not None:
                 result.bank(stats.stem).save(stats)
@@ -239,7 +246,7 @@ def recalibrate(
         if stats is not None and written:
             typer.echo(f"{stats}: written")
         if checkpoint is not None and not written:
-            typer.echo(f"{checkpoint}: kept, the same command goes on from there")
+            typer.echo(f"{checkpoint}: {KEPT}")
         if written:
             typer.echo(f"{output}: written{'' if result else ' all the same (--force)'}")
         else:

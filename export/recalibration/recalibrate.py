@@ -106,10 +106,10 @@ def recalibrate(
     batch_size, images, limit
         How the data is read: see ``open_source``.
     checkpoint : str or os.PathLike, optional
-        A file that keeps what was measured, so that a run that was stopped goes on to the same
-        bits when it is called again. Deleted when the run is through and the result is true; after
-        any other it is kept, for a run with another `metric`, `labels` or, with ``"batch"``,
-        `prior`.
+        A file that keeps what was measured, with ``"sequential"`` beside a folder of its name and
+        ``.tensors``, so that a run that was stopped goes on to the same bits when it is called
+        again. Deleted when the run is through and the result is true; after any other it is kept,
+        for a run with another `metric`, `labels` or, with ``"batch"``, `prior`.
     keep_checkpoint : bool, default: False
         Keep it in any case: the caller deletes it once the result is written.
     executor : optional

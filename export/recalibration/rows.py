@@ -18,6 +18,8 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 COLUMNS = ("node", "action", "channels", "largest shift", "var ratio", "reason")
 
+_NOW_EVAL = "was in training mode (normalized each batch by itself), now uses {} statistics"
+
 
 @dataclasses.dataclass(frozen=True)
 class StatisticsRow:
@@ -98,13 +100,16 @@ def rows_of(
             ok = not (failed and norm.name in reasons)
             rows.append(StatisticsRow(norm.name, KEPT, norm.num_features, reason=reason, ok=ok))
             continue
-        shared = "" if norm.name == target.name else f"shares its statistics with {target.name!r}"
         done = action if isinstance(action, str) else action[target.name]
+        known = [] if norm.name == target.name else [f"shares its statistics with {target.name!r}"]
+        if norm.mode == "training":
+            known.append(_NOW_EVAL.format("the stored" if done == KEPT else "these"))
+        reason = "; ".join(known)
         if done == KEPT:
-            rows.append(StatisticsRow(norm.name, KEPT, target.channels, reason=shared))
+            rows.append(StatisticsRow(norm.name, KEPT, target.channels, reason=reason))
             continue
         shift, ratio = _change(target, *statistics[target.name])
-        rows.append(StatisticsRow(norm.name, done, target.channels, shift, ratio, shared))
+        rows.append(StatisticsRow(norm.name, done, target.channels, shift, ratio, reason))
     return tuple(rows)
 
 

@@ -83,6 +83,18 @@ def test_says_what_it_was_run_on(invoke, model, tmp_path):
     assert json.loads(invoke("check", model, "--data", path, "--json").stdout)["inputs"] == said
 
 
+def test_says_how_many_values_of_the_data_are_not_finite(invoke, model, tmp_path):
+    path = tmp_path / "x.npy"
+    x = np.ones((6, 3, 5), "float32")
+    x[0, 0, :2] = np.nan, np.inf
+    np.save(path, x)
+    shown = invoke("check", model, "--data", path)
+    said = "2 of 90 values of the input 'x' are not finite (NaN or infinity)"
+    assert said in shown.stdout.splitlines()
+    assert json.loads(invoke("check", model, "--data", path, "--json").stdout)["notes"] == [said]
+    assert "not finite" not in invoke("check", model).stdout
+
+
 def test_passes_its_options_on(invoke, model, data, monkeypatch):
     asked = {}
     crosscheck = export.crosscheck

@@ -310,6 +310,25 @@ def test_an_error_begins_with_the_file_that_is_wrong(invoke, data, tmp_path):
         assert shown.stderr.startswith(f"cbn: error: {wrong}: {words}")
 
 
+@pytest.mark.parametrize(
+    ("option", "name"),
+    [("--labels", "n.md"), ("--labels", "n.csv"), ("--labels", "n.npz:a"), ("--images", "n.toml")],
+)
+def test_a_file_that_is_not_there_is_said_to_be_missing(invoke, data, tmp_path, option, name):
+    missing = tmp_path / name
+    out = tmp_path / "o.onnx"
+    shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, option, missing)
+    path = str(missing).removesuffix(":a")
+    assert (shown.exit_code, shown.stderr) == (2, f"cbn: error: {path}: no such file\n")
+
+
+def test_a_word_misspelt_for_folders_is_told_what_is_accepted(invoke, data, tmp_path):
+    out = tmp_path / "o.onnx"
+    shown = invoke("recalibrate", MODEL, "--data", data, "-o", out, "--labels", "folder")
+    assert shown.stderr.startswith("cbn: error: folder: no such file; expected .npy, ")
+    assert "or 'folders' for images" in shown.stderr
+
+
 def test_an_extra_that_is_not_installed_is_one_line(invoke, data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     out = tmp_path / "out.onnx"
@@ -373,7 +392,8 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(environment, invoke, tmp_path, 
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "cbn: interrupted\n")
+    said = f"cbn: interrupted; {kept}: kept, the same command goes on from there\n"
+    assert (process.returncode, errors) == (130, said)
     assert kept.exists()
     assert not out.exists()
     monkeypatch.setenv("PAUSE", "0")
@@ -383,6 +403,23 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on(environment, invoke, tmp_path, 
     pattern = rf"^{re.escape(str(kept))}: went on from here, with \d+ batch(es)? measured before$"
     assert re.search(pattern, shown.stdout, re.MULTILINE)
     assert not kept.exists()
+
+
+def test_help_names_the_folder_beside_a_checkpoint(invoke):
+    shown = " ".join(re.sub(r"[^\w.\-]+", " ", invoke("recalibrate", "--help").stdout).split())
+    assert "with --method sequential also in a folder FILE.tensors beside it" in shown
+    assert "Nodes in training mode are in eval mode in the new model" in shown
+
+
+def test_ctrl_c_before_there_is_a_checkpoint_promises_none(invoke, data, tmp_path, monkeypatch):
+    def interrupted(*given, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "recalibrate", interrupted)
+    arguments = ("recalibrate", MODEL, "--data", data, "-o", tmp_path / "out.onnx")
+    for more in ((), ("--checkpoint", tmp_path / "run.checkpoint")):
+        shown = invoke(*arguments, *more)
+        assert (shown.exit_code, shown.stderr) == (130, "cbn: interrupted\n")
 
 
 def test_a_terminal_sees_how_far_it_is(environment, tmp_path):

@@ -53,6 +53,19 @@ def test_the_night_goes_onto_the_day(invoke, models, tmp_path):
     np.testing.assert_array_equal(run(onnx.load(out), x)["y"], run(night(), x)["y"])
 
 
+def test_a_node_that_was_in_training_mode_is_said_to_be_in_eval_mode_now(invoke, tmp_path):
+    model, bank, out = (tmp_path / name for name in ("t.onnx", "t.safetensors", "out.onnx"))
+    onnx.save(single(training=True, outputs=("y",)), model)
+    assert invoke("stats", "export", model, "-o", bank).exit_code == 0
+    shown = invoke("stats", "apply", model, bank, "-o", out)
+    assert shown.exit_code == 0
+    (row,) = (line for line in shown.stdout.splitlines() if line.startswith("bn_y"))
+    assert row.endswith(
+        "was in training mode (normalized each batch by itself), now uses these statistics"
+    )
+    assert "training mode" not in invoke("stats", "apply", out, bank, "-o", model).stdout
+
+
 def test_a_blend_lies_between(invoke, banks, tmp_path):
     out = tmp_path / "dusk.safetensors"
     shown = invoke("stats", "blend", *banks, "--weight", "0.25", "-o", out)

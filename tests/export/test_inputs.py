@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnx_models
 import pytest
 from onnx import TensorProto, helper
 
+from cbn.export import inputs
 from cbn.export.files import ModelError
-from cbn.export.inputs import model_inputs, random_inputs
+from cbn.export.inputs import model_inputs, not_finite, random_inputs
 
 
 def model_taking(*inputs):
@@ -98,3 +100,23 @@ def test_dimensions_of_one_name_have_one_size():
     feeds = random_inputs(model)
     assert feeds["x"].shape == (4, 3)
     assert feeds["z"].shape == (3, 4)
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 2**22])
+def test_values_that_are_not_finite_are_counted_by_input(monkeypatch, at_once):
+    monkeypatch.setattr(inputs, "_COUNTED_AT_ONCE", at_once)
+    x = np.zeros((5, 3, 2), np.float32)
+    x[0, 0, 0], x[4, 2, 1], x[2, 1, 0] = np.nan, np.inf, -np.inf
+    feeds = {
+        "x": x,
+        "small": np.array([1, np.nan], ml_dtypes.bfloat16),
+        "one": np.array(np.nan),
+        "whole": np.arange(3),
+        "none": np.zeros((0, 3), np.float32),
+        "sound": np.ones(4),
+    }
+    assert not_finite(feeds) == (
+        "3 of 30 values of the input 'x' are not finite (NaN or infinity)",
+        "1 of 2 values of the input 'small' is not finite (NaN or infinity)",
+        "1 of 1 value of the input 'one' is not finite (NaN or infinity)",
+    )

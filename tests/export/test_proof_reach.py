@@ -193,6 +193,24 @@ def test_nothing_but_zero_is_remarked_on() -> None:
     assert report.rows[0].remark == "little is proved: it is 0 throughout"
 
 
+def there_and_back(offset: float) -> onnx.ModelProto:
+    """A model y = (x + offset) - offset, which loses digits of x when it runs."""
+    nodes = [helper.make_node("Add", ["x", "c"], ["h"]), helper.make_node("Sub", ["h", "c"], ["y"])]
+    return onnx_models.make_model(nodes, shape=(4, 2), arrays={"c": np.array(offset, np.float32)})
+
+
+def test_the_budget_shown_is_the_one_applied_where_the_model_before_is_far_off() -> None:
+    x = {"x": np.linspace(-3, 3, 8, dtype=np.float32).reshape(4, 2)}
+    (row,) = prove(there_and_back(2.0**23), there_and_back(2.0**23), x).rows
+    assert row.ok
+    assert row.error_before > row.largest / 256
+    assert (row.error, row.error_budget) == (row.error_before, 2 * row.error_before)
+    (row,) = prove(there_and_back(2.0**23), there_and_back(2.0**27), x).rows
+    assert not row.ok
+    assert row.difference <= row.budget
+    assert row.error > row.error_budget == 2 * row.error_before
+
+
 def crashes() -> onnx.ModelProto:
     """A batch norm in training mode that onnxruntime does not survive: it gives one statistic."""
     node = onnx_models.batch_norm_node(training=True)

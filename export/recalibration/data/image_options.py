@@ -122,6 +122,8 @@ class ImageOptions:
         """
         try:
             given = tomllib.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from error
         accepted = [field.name for field in dataclasses.fields(cls) if field.init]

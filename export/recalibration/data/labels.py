@@ -127,6 +127,8 @@ def _read(text: str, names: Sequence[str] | None) -> np.ndarray:
     if not path.exists() and ".npz:" in text.lower():
         cut = text.lower().rindex(".npz:") + 4
         path, key = Path(text[:cut]), text[cut + 1 :]
+    if not path.exists():  # without an extension, it may be a word misspelt
+        raise DataError(f"{path}: no such file" + ("" if path.suffix else f"; {_ACCEPTED}"))
     try:
         match path.suffix.lower():
             case ".npy":
@@ -137,8 +139,6 @@ def _read(text: str, names: Sequence[str] | None) -> np.ndarray:
                 return _from_text(path.read_text("utf-8-sig"), text, names)
     except DataError:
         raise
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
     except Exception as error:  # NumPy and zipfile raise many kinds on broken files
         raise DataError(f"{path}: cannot be read: {error}") from error
     raise DataError(f"{text}: {_ACCEPTED}")

@@ -156,6 +156,17 @@ def test_training_mode_becomes_eval(method):
         np.testing.assert_allclose(one[name], two[name], rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize(("prior", "which"), [(0, "these"), (1e30, "the stored")])
+def test_a_row_says_that_its_node_was_in_training_mode(prior, which):
+    model = single(training=True, outputs=("y",))
+    (row,) = export.recalibrate(model, values(), prior=prior).rows
+    assert row.reason == (
+        f"was in training mode (normalized each batch by itself), now uses {which} statistics"
+    )
+    (row,) = export.recalibrate(single(), values(), prior=prior).rows
+    assert row.reason == ""
+
+
 def test_in_training_mode_it_is_compared_with_what_it_stores():
     found = [
         export.recalibrate(DIGITS / name, DARK, prior=0, labels=LABELS).held_out
