@@ -183,9 +183,10 @@ cdef struct FirstPass:
 
 
 cdef inline void begin_group(
-    const real *like, const FirstPass *w, Py_ssize_t group, Sums *out, Summing *s
+    const real *like, const FirstPass *w, Py_ssize_t group, Py_ssize_t first_block,
+    Py_ssize_t last_block, Sums *out, Summing *s
 ) noexcept nogil:
-    """Sums of a group of channels, of all blocks unless said otherwise."""
+    """The sums of a group of channels over some of their blocks, ready for sum_piece."""
     cdef Py_ssize_t channel = group * w.size
     s.x = <const real *>w.x + channel * w.from_.channel_stride
     s.from_, s.beside = w.from_, w.beside
@@ -194,6 +195,7 @@ cdef inline void begin_group(
         s.dy = <const real *>w.dy + channel * w.beside.channel_stride
         s.mean = w.training.mean + channel
     s.channels = min(w.size, w.from_.channels - channel)
+    s.index, s.last_block = first_block, last_block
     s.piece = PIECE if w.stream else LONG_PIECE
     s.out = out
     begin_sums(like, s)
@@ -210,19 +212,17 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
     cdef Py_ssize_t channel = group * w.size, c
     cdef Py_ssize_t channels = min(w.size, from_.channels - channel)
     cdef Map map_ = map_of(training, w.stream)
+    cdef Py_ssize_t blocks = block_count(from_)
     cdef bint ahead = w.y != NULL and turn.next >= 0
-    summing.last_block = block_count(from_)
     if not turn.carries:
-        summing.index = 0
-        begin_group(work, w, group, sums, &summing)
+        begin_group(work, w, group, 0, blocks, sums, &summing)
         while sum_piece(work, &summing):
             pass
     for c in range(channels):
         finish_channel(work, &sums[c], training, channel + c)
     turn.carries = ahead
     if ahead:
-        summing.index = 0
-        begin_group(work, w, turn.next, sums, &summing)
+        begin_group(work, w, turn.next, 0, blocks, sums, &summing)
     if training.frozen:
         map_box(<const real *>w.dy, w.beside, <const real *>NULL, w.beside, <real *>w.y, w.to, 0,
                 from_.runs, channel, channel + channels, 0, from_.length, &map_,
@@ -242,8 +242,8 @@ cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nog
     cdef Py_ssize_t group = task // w.parts, part = task % w.parts
     cdef Py_ssize_t blocks = block_count(w.from_)
     cdef Summing summing
-    summing.index, summing.last_block = part * blocks // w.parts, (part + 1) * blocks // w.parts
-    begin_group(work, w, group, w.partial + part * w.from_.channels + group * w.size, &summing)
+    begin_group(work, w, group, part * blocks // w.parts, (part + 1) * blocks // w.parts,
+                w.partial + part * w.from_.channels + group * w.size, &summing)
     while sum_piece(work, &summing):
         pass
 

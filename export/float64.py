@@ -212,6 +212,7 @@ class _Widening:
                     if array is None or array.dtype.kind not in "fV":
                         continue
                     unit = unit_roundoff(ir.DataType.from_numpy(array.dtype))
+                    # ml_dtypes has no type hints for it
                     limits = ml_dtypes.finfo(array.dtype)  # type: ignore[no-untyped-call]
                     smallest = float(limits.smallest_subnormal)
                     wide = nudge.apply(array.astype(np.float64), unit, len(moved), smallest)

@@ -27,6 +27,7 @@ def round_once(exact: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
     with np.errstate(over="ignore"):
         rounded = _odd_float32(exact).astype(dtype) if dtype.itemsize == 2 else exact.astype(dtype)
     largest = float(np.abs(exact).max(initial=0.0))
+    # ml_dtypes has no type hints for it
     limits = ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     if not np.isfinite(rounded.astype(np.float64)).all():
         raise Refusal(

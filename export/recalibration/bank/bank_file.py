@@ -79,6 +79,7 @@ def read_statistics(
                     f"{name}: expected format version {FORMAT_VERSION}, got "
                     f"{about.get('format_version')}, of cbn {about.get('cbn_version')}"
                 )
+            # what safetensors opens is no mapping
             arrays = {key: archive.get_tensor(key) for key in archive.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         text = f"{name}: not a .safetensors file, or a damaged one: {error}"

@@ -190,6 +190,7 @@ class Checkpoint:
         try:
             with safetensors.safe_open(self.path, framework="numpy") as file:
                 header = file.metadata() or {}
+                # what safetensors opens is no mapping
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except Exception as error:  # safetensors' class, or the system's
             raise CheckpointError(
