@@ -104,43 +104,46 @@ CBN_INLINE void cbn_stream_f64(double *p, cbn_f64x16 x) { cbn_stream_bytes(p, &x
 CBN_INLINE float cbn_get_f32(const float *p) { return *p; }
 CBN_INLINE double cbn_get_f64(const double *p) { return *p; }
 
-/* By intrinsics: GCC 12 makes five instructions of the builtin conversion where one does. */
-CBN_INLINE cbn_f64x16 cbn_widen_f32(const float *p) {
-    cbn_f64x16 r;
-    CBN_EACH(k, CBN_N64) {
+/* Vector k of a group, as doubles. Where values are summed, groups are widened vector by vector:
+ * whole, they would not fit the registers of AVX2 beside the sums. By intrinsics: GCC 12 makes five
+ * instructions of the builtin conversion where one does. */
+CBN_INLINE cbn_vf64 cbn_wide_f32(const float *p, int k) {
+    p += k * CBN_W64;
 #if defined(__AVX512F__)
-        r.v[k] = (cbn_vf64)_mm512_cvtps_pd(_mm256_loadu_ps(p + k * CBN_W64));
+    return (cbn_vf64)_mm512_cvtps_pd(_mm256_loadu_ps(p));
 #elif defined(__AVX__)
-        r.v[k] = (cbn_vf64)_mm256_cvtps_pd(_mm_loadu_ps(p + k * CBN_W64));
+    return (cbn_vf64)_mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
-        cbn_vf32_half half;
-        memcpy(&half, p + k * CBN_W64, sizeof half);
-        r.v[k] = __builtin_convertvector(half, cbn_vf64);
+    cbn_vf32_half half;
+    memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, cbn_vf64);
 #endif
-    }
+}
+CBN_INLINE cbn_vf64 cbn_wide_f64(const double *p, int k) {
+    cbn_vf64 r;
+    memcpy(&r, p + k * CBN_W64, sizeof r);
     return r;
 }
-CBN_INLINE cbn_f64x16 cbn_widen_f64(const double *p) { return cbn_load_f64(p); }
 
-CBN_INLINE cbn_f64x16 cbn_widen_work(cbn_f32x16 x) {
+/* One half of a vector of floats, as doubles. */
+CBN_INLINE cbn_vf64 cbn_wide_half(cbn_vf32 x, int upper) {
 #if defined(__AVX512F__)
-    cbn_f64x16 r;
-    __m512d halves = _mm512_castps_pd((__m512)x.v[0]);
-    r.v[0] = (cbn_vf64)_mm512_cvtps_pd(_mm512_castps512_ps256((__m512)x.v[0]));
-    r.v[1] = (cbn_vf64)_mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(halves, 1)));
-    return r;
+    __m256d half = upper ? _mm512_extractf64x4_pd(_mm512_castps_pd((__m512)x), 1)
+                         : _mm512_castpd512_pd256(_mm512_castps_pd((__m512)x));
+    return (cbn_vf64)_mm512_cvtps_pd(_mm256_castpd_ps(half));
 #elif defined(__AVX__)
-    cbn_f64x16 r;
-    CBN_EACH(k, CBN_N32) {
-        r.v[2 * k] = (cbn_vf64)_mm256_cvtps_pd(_mm256_castps256_ps128((__m256)x.v[k]));
-        r.v[2 * k + 1] = (cbn_vf64)_mm256_cvtps_pd(_mm256_extractf128_ps((__m256)x.v[k], 1));
-    }
-    return r;
+    __m128 half = upper ? _mm256_extractf128_ps((__m256)x, 1) : _mm256_castps256_ps128((__m256)x);
+    return (cbn_vf64)_mm256_cvtps_pd(half);
 #else
-    float values[CBN_LANES];
-    memcpy(values, &x, sizeof x);
-    return cbn_widen_f32(values);
+    cbn_vf32_half half;
+    memcpy(&half, (const char *)&x + upper * sizeof half, sizeof half);
+    return __builtin_convertvector(half, cbn_vf64);
 #endif
+}
+CBN_INLINE cbn_f64x16 cbn_widen_work(cbn_f32x16 x) {
+    cbn_f64x16 r;
+    CBN_EACH(k, CBN_N64) r.v[k] = cbn_wide_half(x.v[k / 2], k % 2);
+    return r;
 }
 
 /* ---- 16-bit types ------------------------------------------------------------------------- */
@@ -289,8 +292,8 @@ CBN_INLINE cbn_u16x16 cbn_round_f16(cbn_f32x16 x) {
         cbn_u16x16 r = cbn_round_##T(x);                                                           \
         cbn_stream_bytes(p, &r, sizeof r);                                                         \
     }                                                                                              \
-    CBN_INLINE cbn_f64x16 cbn_widen_##T(const cbn_##T *p) {                                        \
-        return cbn_widen_work(cbn_load_##T(p));                                                    \
+    CBN_INLINE cbn_vf64 cbn_wide_##T(const cbn_##T *p, int k) {                                    \
+        return cbn_wide_half(cbn_load_##T(p).v[k / 2], k % 2);                                     \
     }                                                                                              \
     CBN_INLINE float cbn_get_##T(const cbn_##T *p) {                                               \
         cbn_##T group[CBN_LANES] = {*p};                                                           \
@@ -328,15 +331,6 @@ CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
 #endif
 }
 
-/* Lane by lane: total += x - shift, square += (x - shift)^2. */
-CBN_INLINE void cbn_add_moments(cbn_f64x16 x, cbn_f64x16 shift, cbn_f64x16 *total, cbn_f64x16 *square) {
-    CBN_EACH(k, CBN_N64) {
-        cbn_vf64 d = x.v[k] - shift.v[k];
-        total->v[k] += d;
-        square->v[k] += d * d;
-    }
-}
-
 /* sum + a * b. The product of two floats is `exact` in double, so that an FMA gives the same bits. */
 CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int exact) {
 #if defined(__AVX512F__)
@@ -345,24 +339,6 @@ CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int ex
     if (exact) return (cbn_vf64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
 #endif
     return sum + a * b;
-}
-
-/* Lane by lane: total += x, product += x * y. */
-CBN_INLINE void cbn_add_plain(cbn_f64x16 x, cbn_f64x16 y, int exact, cbn_f64x16 *total,
-                              cbn_f64x16 *product) {
-    CBN_EACH(k, CBN_N64) {
-        total->v[k] += x.v[k];
-        product->v[k] = cbn_add_product(product->v[k], x.v[k], y.v[k], exact);
-    }
-}
-
-/* Lane by lane: total += dy, product += dy * (x - mean). */
-CBN_INLINE void cbn_add_products(cbn_f64x16 dy, cbn_f64x16 x, cbn_f64x16 mean, cbn_f64x16 *total,
-                                 cbn_f64x16 *product) {
-    CBN_EACH(k, CBN_N64) {
-        total->v[k] += dy.v[k];
-        product->v[k] += dy.v[k] * (x.v[k] - mean.v[k]);
-    }
 }
 
 /* ---- what may follow the affine map ------------------------------------------------------- */
@@ -437,86 +413,76 @@ CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) {
 CBN_DEFINE_ACTIVATION(f32, i32, CBN_N32)
 CBN_DEFINE_ACTIVATION(f64, i64, CBN_N64)
 
-/* ---- n < 16 values; the other lanes hold `fill` -------------------------------------------- */
+/* ---- fewer values than lanes ---------------------------------------------------------------- */
 
-#define CBN_DEFINE_PART(T)                                                                         \
-    CBN_INLINE cbn_f64x16 cbn_widen_part_##T(const cbn_##T *p, int n, double fill) {               \
-        cbn_##T group[CBN_LANES] = {0};                                                            \
-        double lanes[CBN_LANES];                                                                   \
-        for (int k = 0; k < n; k++) group[k] = p[k];                                               \
-        cbn_store_f64(lanes, cbn_widen_##T(group));                                                \
-        for (int k = n; k < CBN_LANES; k++) lanes[k] = fill;                                       \
-        return cbn_load_f64(lanes);                                                                \
-    }
-CBN_DEFINE_PART(f64)
+/* The first n of a vector's lanes: all bits set. */
+CBN_INLINE cbn_vi64 cbn_first_lanes(int n) {
+    cbn_vi64 lane;
+    CBN_EACH(j, CBN_W64) lane[j] = j;
+    return lane < (cbn_vi64){0} + n;
+}
+
+/* A vector of the first n values, 1 <= n <= CBN_W64, and zeros; nothing is read beyond them. */
 #if defined(__AVX512F__)
-#define CBN_HALVES 1
-/* n <= 8 values: the other half of the lanes would not change. */
-CBN_INLINE void cbn_squares_half(const void *x, int n, cbn_f64x16 *total, cbn_f64x16 *square) {
-    __m512d wide = _mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), x));
-    total->v[0] += (cbn_vf64)wide;
-    square->v[0] = (cbn_vf64)_mm512_fmadd_pd(wide, wide, (__m512d)square->v[0]);
+CBN_INLINE cbn_vf64 cbn_few_f64(const double *p, int n) {
+    return (cbn_vf64)_mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
 }
-CBN_INLINE void cbn_products_half(const void *dy, const void *x, int n, double mean,
-                                  cbn_f64x16 *total, cbn_f64x16 *product) {
-    __mmask8 mask = (__mmask8)((1u << n) - 1);
-    __m512d m = _mm512_set1_pd(mean), a = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(mask, dy));
-    __m512d apart = _mm512_mask_cvtps_pd(m, mask, _mm256_maskz_loadu_ps(mask, x)) - m;
-    total->v[0] += (cbn_vf64)a;
-    product->v[0] += (cbn_vf64)(a * apart);
+CBN_INLINE cbn_vf64 cbn_few_f32(const float *p, int n) {
+    return (cbn_vf64)_mm512_cvtps_pd(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p));
 }
-/* Single precision, whose first n lanes count, to double. */
-CBN_INLINE cbn_f64x16 cbn_widen_masked(__m512 x, __mmask16 mask, double fill) {
-    __m512d fills = _mm512_set1_pd(fill);
-    __m256 high = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
-    cbn_f64x16 r;
-    r.v[0] = (cbn_vf64)_mm512_mask_cvtps_pd(fills, (__mmask8)mask, _mm512_castps512_ps256(x));
-    r.v[1] = (cbn_vf64)_mm512_mask_cvtps_pd(fills, (__mmask8)(mask >> 8), high);
-    return r;
+CBN_INLINE cbn_vf64 cbn_few_f16(const cbn_f16 *p, int n) {
+    __m128i bits = _mm_maskz_loadu_epi16((__mmask8)((1u << n) - 1), p);
+    return (cbn_vf64)_mm512_cvtps_pd(_mm256_cvtph_ps(bits));
 }
-CBN_INLINE __mmask16 cbn_first(int n) { return (__mmask16)((1u << n) - 1); }
-CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
-    return cbn_widen_masked(_mm512_maskz_loadu_ps(cbn_first(n), p), cbn_first(n), fill);
+CBN_INLINE cbn_vf64 cbn_few_bf16(const cbn_bf16 *p, int n) {
+    __m128i bits = _mm_maskz_loadu_epi16((__mmask8)((1u << n) - 1), p);
+    return (cbn_vf64)_mm512_cvtps_pd((__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-CBN_INLINE cbn_f64x16 cbn_widen_part_f16(const cbn_f16 *p, int n, double fill) {
-    __m256i bits = _mm256_maskz_loadu_epi16(cbn_first(n), p);
-    return cbn_widen_masked(_mm512_cvtph_ps(bits), cbn_first(n), fill);
+#elif defined(__AVX2__)
+CBN_INLINE cbn_vf64 cbn_few_f64(const double *p, int n) {
+    return (cbn_vf64)_mm256_maskload_pd(p, (__m256i)cbn_first_lanes(n));
 }
-CBN_INLINE cbn_f64x16 cbn_widen_part_bf16(const cbn_bf16 *p, int n, double fill) {
-    __m512i bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(cbn_first(n), p));
-    return cbn_widen_masked((__m512)_mm512_slli_epi32(bits, 16), cbn_first(n), fill);
+CBN_INLINE cbn_vf64 cbn_few_f32(const float *p, int n) {
+    __m128i first = _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_set_epi32(3, 2, 1, 0));
+    return (cbn_vf64)_mm256_cvtps_pd(_mm_maskload_ps(p, first));
 }
-#else
-#define CBN_HALVES 0
-#define cbn_squares_half(...)
-#define cbn_products_half(...)
-#if defined(__AVX2__)
-CBN_INLINE cbn_f64x16 cbn_widen_part_f32(const float *p, int n, double fill) {
-    const __m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, 0);
-    const __m256d fills = _mm256_set1_pd(fill);
-    cbn_f64x16 r;
-    CBN_EACH(k, 2) {
-        __m256i first = _mm256_cmpgt_epi32(_mm256_set1_epi32(n - 8 * k), lane);
-        __m256 x = _mm256_maskload_ps(p + 8 * k, first);
-        __m256d low = (__m256d)_mm256_cvtepi32_epi64(_mm256_castsi256_si128(first));
-        __m256d high = (__m256d)_mm256_cvtepi32_epi64(_mm256_extracti128_si256(first, 1));
-        r.v[2 * k] = (cbn_vf64)_mm256_blendv_pd(
-            fills, _mm256_cvtps_pd(_mm256_castps256_ps128(x)), low);
-        r.v[2 * k + 1] = (cbn_vf64)_mm256_blendv_pd(
-            fills, _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1)), high);
+/* Four values of 16 bits. */
+CBN_INLINE __m128i cbn_few_u16(const void *p, int n) {
+    uint64_t bits = 0;
+    uint32_t pair = 0;
+    uint16_t last = 0;
+    if (n == 4) memcpy(&bits, p, 8);
+    else {
+        if (n & 2) memcpy(&pair, p, 4);
+        if (n & 1) memcpy(&last, (const char *)p + 2 * (n - 1), 2);
+        bits = pair | (uint64_t)last << (16 * (n & 2));
     }
-    return r;
+    return _mm_cvtsi64_si128((long long)bits);
+}
+CBN_INLINE cbn_vf64 cbn_few_f16(const cbn_f16 *p, int n) {
+    return (cbn_vf64)_mm256_cvtps_pd(_mm_cvtph_ps(cbn_few_u16(p, n)));
+}
+CBN_INLINE cbn_vf64 cbn_few_bf16(const cbn_bf16 *p, int n) {
+    __m128i bits = _mm_cvtepu16_epi32(cbn_few_u16(p, n));
+    return (cbn_vf64)_mm256_cvtps_pd((__m128)_mm_slli_epi32(bits, 16));
 }
 #else
-CBN_DEFINE_PART(f32)
-#endif
-CBN_DEFINE_PART(f16)
-CBN_DEFINE_PART(bf16)
+#define CBN_DEFINE_FEW(T)                                                                          \
+    CBN_INLINE cbn_vf64 cbn_few_##T(const cbn_##T *p, int n) {                                     \
+        cbn_vf64 r = {0};                                                                          \
+        CBN_EACH(j, CBN_W64) if (j < n) r[j] = cbn_get_##T(p + j);                                 \
+        return r;                                                                                  \
+    }
+CBN_DEFINE_FEW(f32)
+CBN_DEFINE_FEW(f64)
+CBN_DEFINE_FEW(f16)
+CBN_DEFINE_FEW(bf16)
 #endif
 
 /* ---- one group of each element type ---------------------------------------------------------
  *
- * squares        16 values of one channel into its sums of x and x^2; _part: n < 16 of them
+ * squares        16 values of one channel into its sums of x and x^2; _part: n < 16 of them, for
+ *                the first lanes; the others stay
  * moments        the same for x - shift; _part
  * products       16 values of dy and x of one channel into its sums of dy and dy * (x - mean); _part
  * plain_products the same for dy * x
@@ -543,50 +509,79 @@ CBN_DEFINE_PART(bf16)
 CBN_DEFINE_MIX(f32, i32)
 CBN_DEFINE_MIX(f64, i64)
 
+/* The vectors that n < 16 values reach, and how many of these are in vector k. */
+#define CBN_EACH_FEW(k, n) CBN_EACH(k, CBN_N64) if ((n) > k * CBN_W64)
+#define CBN_FEW(k, n) ((n) - k * CBN_W64 < CBN_W64 ? (n) - k * CBN_W64 : CBN_W64)
+
 #define CBN_DEFINE(T, WORK, COUNT)                                                                 \
+    /* x - shift; zeros beyond n, also where the shift is not finite */                            \
+    CBN_INLINE cbn_vf64 cbn_few_apart_##T(const cbn_##T *x, int n, double shift) {                 \
+        cbn_vf64 apart = cbn_few_##T(x, n) - shift;                                                \
+        return (cbn_vf64)(cbn_first_lanes(n) & (cbn_vi64)apart);                                   \
+    }                                                                                              \
     CBN_INLINE void cbn_moments_##T(const cbn_##T *x, double shift, cbn_f64x16 *total,             \
                                     cbn_f64x16 *square) {                                          \
-        cbn_add_moments(cbn_widen_##T(x), cbn_fill(shift), total, square);                         \
-    }                                                                                              \
-    CBN_INLINE void cbn_squares_##T(const cbn_##T *x, cbn_f64x16 *total, cbn_f64x16 *square) {     \
-        cbn_f64x16 wide = cbn_widen_##T(x);                                                        \
-        cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, total, square);                             \
-    }                                                                                              \
-    CBN_INLINE void cbn_squares_part_##T(const cbn_##T *x, int n, cbn_f64x16 *total,               \
-                                         cbn_f64x16 *square) {                                     \
-        if (CBN_HALVES && sizeof *x == 4 && n <= CBN_LANES / 2) {                                  \
-            cbn_squares_half(x, n, total, square);                                                 \
-            return;                                                                                \
+        CBN_EACH(k, CBN_N64) {                                                                     \
+            cbn_vf64 d = cbn_wide_##T(x, k) - shift;                                               \
+            total->v[k] += d;                                                                      \
+            square->v[k] += d * d;                                                                 \
         }                                                                                          \
-        cbn_f64x16 wide = cbn_widen_part_##T(x, n, 0);                                             \
-        cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, total, square);                             \
-    }                                                                                              \
-    CBN_INLINE void cbn_moments_part_##T(const cbn_##T *x, int n, double shift, cbn_f64x16 *total, \
-                                         cbn_f64x16 *square) {                                     \
-        cbn_add_moments(cbn_widen_part_##T(x, n, shift), cbn_fill(shift), total, square);          \
     }                                                                                              \
     CBN_INLINE void cbn_plain_products_##T(const cbn_##T *dy, const cbn_##T *x, cbn_f64x16 *total, \
                                            cbn_f64x16 *product) {                                  \
-        cbn_add_plain(cbn_widen_##T(dy), cbn_widen_##T(x), sizeof(cbn_##T) < 8, total, product);   \
+        CBN_EACH(k, CBN_N64) {                                                                     \
+            cbn_vf64 v = cbn_wide_##T(dy, k);                                                      \
+            total->v[k] += v;                                                                      \
+            product->v[k] =                                                                        \
+                cbn_add_product(product->v[k], v, cbn_wide_##T(x, k), sizeof *x < 8);              \
+        }                                                                                          \
+    }                                                                                              \
+    CBN_INLINE void cbn_squares_##T(const cbn_##T *x, cbn_f64x16 *total, cbn_f64x16 *square) {     \
+        cbn_plain_products_##T(x, x, total, square);                                               \
     }                                                                                              \
     CBN_INLINE void cbn_products_##T(const cbn_##T *dy, const cbn_##T *x, double mean,             \
                                      cbn_f64x16 *total, cbn_f64x16 *product) {                     \
-        cbn_add_products(cbn_widen_##T(dy), cbn_widen_##T(x), cbn_fill(mean), total, product);     \
+        CBN_EACH(k, CBN_N64) {                                                                     \
+            cbn_vf64 v = cbn_wide_##T(dy, k);                                                      \
+            total->v[k] += v;                                                                      \
+            product->v[k] += v * (cbn_wide_##T(x, k) - mean);                                      \
+        }                                                                                          \
+    }                                                                                              \
+    CBN_INLINE void cbn_squares_part_##T(const cbn_##T *x, int n, cbn_f64x16 *total,               \
+                                         cbn_f64x16 *square) {                                     \
+        CBN_EACH_FEW(k, n) {                                                                       \
+            cbn_vf64 v = cbn_few_##T(x + k * CBN_W64, CBN_FEW(k, n));                              \
+            total->v[k] += v;                                                                      \
+            square->v[k] = cbn_add_product(square->v[k], v, v, sizeof *x < 8);                     \
+        }                                                                                          \
+    }                                                                                              \
+    CBN_INLINE void cbn_moments_part_##T(const cbn_##T *x, int n, double shift, cbn_f64x16 *total, \
+                                         cbn_f64x16 *square) {                                     \
+        CBN_EACH_FEW(k, n) {                                                                       \
+            cbn_vf64 d = cbn_few_apart_##T(x + k * CBN_W64, CBN_FEW(k, n), shift);                 \
+            total->v[k] += d;                                                                      \
+            square->v[k] += d * d;                                                                 \
+        }                                                                                          \
     }                                                                                              \
     CBN_INLINE void cbn_products_part_##T(const cbn_##T *dy, const cbn_##T *x, int n, double mean, \
                                           cbn_f64x16 *total, cbn_f64x16 *product) {                \
-        if (CBN_HALVES && sizeof *x == 4 && n <= CBN_LANES / 2) {                                  \
-            cbn_products_half(dy, x, n, mean, total, product);                                     \
-            return;                                                                                \
+        CBN_EACH_FEW(k, n) {                                                                       \
+            cbn_vf64 v = cbn_few_##T(dy + k * CBN_W64, CBN_FEW(k, n));                             \
+            total->v[k] += v;                                                                      \
+            product->v[k] += v * cbn_few_apart_##T(x + k * CBN_W64, CBN_FEW(k, n), mean);          \
         }                                                                                          \
-        cbn_add_products(cbn_widen_part_##T(dy, n, 0), cbn_widen_part_##T(x, n, mean),             \
-                         cbn_fill(mean), total, product);                                          \
     }                                                                                              \
     CBN_INLINE void cbn_columns_##T(const cbn_##T *x, Py_ssize_t stride, int rows,                 \
                                     const double *shift, double *total, double *square) {          \
-        cbn_f64x16 k = cbn_load_f64(shift), t = cbn_load_f64(total), s = cbn_load_f64(square);     \
-        for (int row = 0; row < rows; row++)                                                       \
-            cbn_add_moments(cbn_widen_##T(x + row * stride), k, &t, &s);                           \
+        cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(square);                              \
+        for (int row = 0; row < rows; row++) {                                                     \
+            CBN_EACH(k, CBN_N64) {                                                                 \
+                cbn_vf64 d = cbn_wide_##T(x, k) - cbn_wide_f64(shift, k);                          \
+                t.v[k] += d;                                                                       \
+                s.v[k] += d * d;                                                                   \
+            }                                                                                      \
+            x += stride;                                                                           \
+        }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(square, s);                                                                  \
     }                                                                                              \
@@ -595,9 +590,9 @@ CBN_DEFINE_MIX(f64, i64)
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(square);                              \
         int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
         for (int row = 0; row < rows; row++) {                                                     \
-            if (near) cbn_prefetch((const char *)(x + row * stride) + CBN_AHEAD);                  \
-            cbn_f64x16 wide = cbn_widen_##T(x + row * stride);                                     \
-            cbn_add_plain(wide, wide, sizeof(cbn_##T) < 8, &t, &s);                                \
+            if (near) cbn_prefetch((const char *)x + CBN_AHEAD);                                   \
+            cbn_squares_##T(x, &t, &s);                                                            \
+            x += stride;                                                                           \
         }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(square, s);                                                                  \
@@ -605,10 +600,16 @@ CBN_DEFINE_MIX(f64, i64)
     CBN_INLINE void cbn_columns_products_##T(const cbn_##T *dy, Py_ssize_t dy_stride,              \
                                              const cbn_##T *x, Py_ssize_t stride, int rows,        \
                                              const double *mean, double *total, double *product) { \
-        cbn_f64x16 m = cbn_load_f64(mean), t = cbn_load_f64(total), s = cbn_load_f64(product);     \
-        for (int row = 0; row < rows; row++)                                                       \
-            cbn_add_products(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride), \
-                             m, &t, &s);                                                           \
+        cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(product);                             \
+        for (int row = 0; row < rows; row++) {                                                     \
+            CBN_EACH(k, CBN_N64) {                                                                 \
+                cbn_vf64 v = cbn_wide_##T(dy, k);                                                  \
+                t.v[k] += v;                                                                       \
+                s.v[k] += v * (cbn_wide_##T(x, k) - cbn_wide_f64(mean, k));                        \
+            }                                                                                      \
+            x += stride;                                                                           \
+            dy += dy_stride;                                                                       \
+        }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(product, s);                                                                 \
     }                                                                                              \
@@ -618,10 +619,11 @@ CBN_DEFINE_MIX(f64, i64)
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(product);                             \
         int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
         for (int row = 0; row < rows; row++) {                                                     \
-            if (near) cbn_prefetch((const char *)(x + row * stride) + CBN_AHEAD);                  \
-            if (near) cbn_prefetch((const char *)(dy + row * dy_stride) + CBN_AHEAD);              \
-            cbn_add_plain(cbn_widen_##T(dy + row * dy_stride), cbn_widen_##T(x + row * stride),    \
-                          sizeof(cbn_##T) < 8, &t, &s);                                            \
+            if (near) cbn_prefetch((const char *)x + CBN_AHEAD);                                   \
+            if (near) cbn_prefetch((const char *)dy + CBN_AHEAD);                                  \
+            cbn_plain_products_##T(dy, x, &t, &s);                                                 \
+            x += stride;                                                                           \
+            dy += dy_stride;                                                                       \
         }                                                                                          \
         cbn_store_f64(total, t);                                                                   \
         cbn_store_f64(product, s);                                                                 \

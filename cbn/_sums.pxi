@@ -143,45 +143,72 @@ cdef inline double finite_or_zero(double shift) noexcept nogil:
     return shift if isfinite(shift) else 0
 
 
-cdef inline void run_squares(
-    const real *x, Py_ssize_t n, Lanes *total, Lanes *square
+# Runs of n values each, `stride` apart. The sums are copied, so that they stay in registers: the
+# compiler does not always put these functions in the place of their calls.
+
+cdef inline void prefetch_group(const real *x) noexcept nogil:
+    prefetch(<const char *>x + AHEAD)
+    if real is double:
+        prefetch(<const char *>x + AHEAD + 64)
+
+
+cdef void runs_squares(
+    const real *x, Py_ssize_t stride, Py_ssize_t runs, Py_ssize_t n, Lanes *totals, Lanes *squares
 ) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        prefetch(<const char *>(x + i) + AHEAD)
-        squares_step(x + i, total, square)
-        i += LANES
-    if i < n:
-        squares_part(x + i, <int>(n - i), total, square)
+    cdef Lanes total = totals[0], square = squares[0]
+    cdef Py_ssize_t r, i
+    for r in range(runs):
+        i = 0
+        while i + LANES <= n:
+            prefetch_group(x + i)
+            squares_step(x + i, &total, &square)
+            i += LANES
+        if i < n:
+            squares_part(x + i, <int>(n - i), &total, &square)
+        x += stride
+    totals[0], squares[0] = total, square
 
 
-cdef inline void run_moments(
-    const real *x, Py_ssize_t n, double shift, Lanes *total, Lanes *square
+cdef void runs_moments(
+    const real *x, Py_ssize_t stride, Py_ssize_t runs, Py_ssize_t n, double shift, Lanes *totals,
+    Lanes *squares
 ) noexcept nogil:
-    cdef Py_ssize_t i = 0
-    while i + LANES <= n:
-        moments_step(x + i, shift, total, square)
-        i += LANES
-    if i < n:
-        moments_part(x + i, <int>(n - i), shift, total, square)
+    cdef Lanes total = totals[0], square = squares[0]
+    cdef Py_ssize_t r, i
+    for r in range(runs):
+        i = 0
+        while i + LANES <= n:
+            moments_step(x + i, shift, &total, &square)
+            i += LANES
+        if i < n:
+            moments_part(x + i, <int>(n - i), shift, &total, &square)
+        x += stride
+    totals[0], squares[0] = total, square
 
 
-cdef inline void run_products(
-    const real *dy, const real *x, Py_ssize_t n, double mean, Lanes *total, Lanes *product
+cdef void runs_products(
+    const real *dy, Py_ssize_t dy_stride, const real *x, Py_ssize_t stride, Py_ssize_t runs,
+    Py_ssize_t n, double mean, Lanes *totals, Lanes *products
 ) noexcept nogil:
     """The sums of dy and dy * (x - mean); a mean of 0 is not subtracted."""
-    cdef Py_ssize_t i = 0
-    if mean == 0:
+    cdef Lanes total = totals[0], product = products[0]
+    cdef Py_ssize_t r, i
+    for r in range(runs):
+        i = 0
+        if mean == 0:
+            while i + LANES <= n:
+                prefetch_group(x + i)
+                prefetch_group(dy + i)
+                plain_products_step(dy + i, x + i, &total, &product)
+                i += LANES
         while i + LANES <= n:
-            prefetch(<const char *>(x + i) + AHEAD)
-            prefetch(<const char *>(dy + i) + AHEAD)
-            plain_products_step(dy + i, x + i, total, product)
+            products_step(dy + i, x + i, mean, &total, &product)
             i += LANES
-    while i + LANES <= n:
-        products_step(dy + i, x + i, mean, total, product)
-        i += LANES
-    if i < n:
-        products_part(dy + i, x + i, <int>(n - i), mean, total, product)
+        if i < n:
+            products_part(dy + i, x + i, <int>(n - i), mean, &total, &product)
+        x += stride
+        dy += dy_stride
+    totals[0], products[0] = total, product
 
 
 # ---- channels first ------------------------------------------------------------------------------
@@ -225,27 +252,22 @@ cdef void shifted_block(
 ) noexcept nogil:
     """Merge one block of one channel, summed as x - shift."""
     cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
-    cdef Py_ssize_t run, n = block.stop - block.start
-    for run in range(block.first, block.last):
-        run_moments(x + run * stride + block.start, n, shift, &total, &square)
-    close_block(into, <double>((block.last - block.first) * n), shift, lanes_total(&total),
-                lanes_total(&square))
+    cdef Py_ssize_t runs = block.last - block.first, n = block.stop - block.start
+    runs_moments(x + block.first * stride + block.start, stride, runs, n, shift, &total, &square)
+    close_block(into, <double>(runs * n), shift, lanes_total(&total), lanes_total(&square))
 
 
 cdef inline bint is_far(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
     """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not: whether the
     first values lie far from 0. In double each product is rounded, and any mean shows."""
     cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
-    cdef Py_ssize_t run = block.first, count = 0
     cdef Py_ssize_t n = min(block.stop - block.start, <Py_ssize_t>PILOT)
+    cdef Py_ssize_t runs = min(block.last - block.first, (PILOT + n - 1) // n)
     if real is double:
         return True
     else:
-        while run < block.last and count < PILOT:
-            run_squares(x + run * stride + block.start, n, &total, &square)
-            count += n
-            run += 1
-        return cancelled(<double>count, lanes_total(&total), lanes_total(&square))
+        runs_squares(x + block.first * stride + block.start, stride, runs, n, &total, &square)
+        return cancelled(<double>(runs * n), lanes_total(&total), lanes_total(&square))
 
 
 cdef struct Summing:
@@ -323,22 +345,18 @@ cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
     """Sum about s.piece values of one channel; how many, or 0 when all is done."""
     if s.index == s.last_block:
         return 0
-    cdef Py_ssize_t c = s.channel, r, run = s.run, length = s.block.stop - s.block.start
+    cdef Py_ssize_t c = s.channel, run = s.run, length = s.block.stop - s.block.start
     cdef Py_ssize_t n = min(s.piece, s.block.stop - s.at)
     cdef Py_ssize_t runs = min(max(<Py_ssize_t>1, s.piece // length), s.block.last - run)
     cdef Py_ssize_t stride = s.from_.run_stride, dy_stride
     cdef const real *x = <const real *>s.x + c * s.from_.channel_stride + run * stride + s.at
     cdef const real *dy
-    cdef Lanes total = s.totals[c], product = s.products[c]
     if s.dy != NULL:
         dy_stride = s.beside.run_stride
         dy = <const real *>s.dy + c * s.beside.channel_stride + run * dy_stride + s.at
-        for r in range(runs):
-            run_products(dy + r * dy_stride, x + r * stride, n, s.shift[c], &total, &product)
+        runs_products(dy, dy_stride, x, stride, runs, n, s.shift[c], &s.totals[c], &s.products[c])
     elif not s.shifted[c]:
-        for r in range(runs):
-            run_squares(x + r * stride, n, &total, &product)
-    s.totals[c], s.products[c] = total, product
+        runs_squares(x, stride, runs, n, &s.totals[c], &s.products[c])
     s.at += n
     if s.at == s.block.stop:
         s.at = s.block.start
