@@ -48,7 +48,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
-DEPENDS = ["cbn/_lanes.h", "cbn/_pool.h", *map(str, sorted(Path("cbn").glob("_*.pxi")))]
+DEPENDS = [*map(str, sorted(Path("cbn").glob("_*.h"))), *map(str, sorted(Path("cbn").glob("_*.pxi")))]
 
 # One source, one build per instruction set: name of the build -> what the compiler may use.
 # -O3 is faster on short runs and a fifth larger: for the build that new processors take.

@@ -47,7 +47,6 @@ typedef int32_t cbn_vi32 __attribute__((vector_size(CBN_VECTOR)));
 typedef uint32_t cbn_vu32 __attribute__((vector_size(CBN_VECTOR)));
 typedef int64_t cbn_vi64 __attribute__((vector_size(CBN_VECTOR)));
 typedef float cbn_vf32_half __attribute__((vector_size(CBN_VECTOR / 2)));
-typedef uint16_t cbn_vu16_half __attribute__((vector_size(CBN_VECTOR / 2)));
 
 enum {
     CBN_N32 = CBN_LANES * 4 / CBN_VECTOR, /* vectors in a group of floats */
@@ -146,163 +145,7 @@ CBN_INLINE cbn_f64x16 cbn_widen_work(cbn_f32x16 x) {
     return r;
 }
 
-/* ---- 16-bit types ------------------------------------------------------------------------- */
-
-/* By intrinsics again: of the builtin conversions GCC 12 makes one instruction a value. */
-CBN_INLINE cbn_u32x16 cbn_load_u16(const void *p) {
-    cbn_u32x16 r;
-    CBN_EACH(k, CBN_N32) {
-        const char *at = (const char *)p + k * (CBN_VECTOR / 2);
-#if defined(__AVX512F__)
-        r.v[k] = (cbn_vu32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
-#elif defined(__AVX2__)
-        r.v[k] = (cbn_vu32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
-#else
-        cbn_vu16_half half;
-        memcpy(&half, at, sizeof half);
-        r.v[k] = __builtin_convertvector(half, cbn_vu32);
-#endif
-    }
-    return r;
-}
-
-typedef struct { cbn_vu16_half v[CBN_N32]; } cbn_u16x16;
-
-CBN_INLINE cbn_u16x16 cbn_pack_u16(cbn_u32x16 x) {
-    cbn_u16x16 r;
-    CBN_EACH(k, CBN_N32) {
-#if defined(__AVX512F__)
-        r.v[k] = (cbn_vu16_half)_mm512_cvtepi32_epi16((__m512i)x.v[k]);
-#elif defined(__AVX2__) /* no value is above 0xffff */
-        __m256i pairs = _mm256_packus_epi32((__m256i)x.v[k], (__m256i)x.v[k]);
-        r.v[k] = (cbn_vu16_half)_mm256_castsi256_si128(_mm256_permute4x64_epi64(pairs, 0x08));
-#else
-        r.v[k] = __builtin_convertvector(x.v[k], cbn_vu16_half);
-#endif
-    }
-    return r;
-}
-
-/* mask ? a : b, lane by lane */
-CBN_INLINE cbn_vu32 cbn_select_u32(cbn_vi32 mask, cbn_vu32 a, cbn_vu32 b) {
-    return ((cbn_vu32)mask & a) | (~(cbn_vu32)mask & b);
-}
-
-CBN_INLINE cbn_f32x16 cbn_load_bf16(const cbn_bf16 *p) {
-    cbn_u32x16 bits = cbn_load_u16(p);
-    cbn_f32x16 r;
-    CBN_EACH(k, CBN_N32) r.v[k] = (cbn_vf32)(bits.v[k] << 16);
-    return r;
-}
-
-/* Round to nearest, ties to even; a NaN stays one. */
-#if defined(__AVX512F__)
-/* The result is in the upper halves. */
-CBN_INLINE __m512i cbn_round_upper(__m512 x) {
-    __m512i bits = (__m512i)x;
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    return _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-}
-CBN_INLINE __m512i cbn_round_upper_nan(__m512 x) {
-    __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-    return _mm512_mask_or_epi32(cbn_round_upper(x), nan, (__m512i)x, _mm512_set1_epi32(0x400000));
-}
-#endif
-
-CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
-#if defined(__AVX512F__)
-    const __m512i upper = _mm512_set_epi64(
-        0, 0, 0, 0, 0x1f001d001b0019, 0x17001500130011, 0xf000d000b0009, 0x7000500030001);
-    __m512i rounded = _mm512_permutexvar_epi16(upper, cbn_round_upper_nan((__m512)x.v[0]));
-    cbn_u16x16 r;
-    r.v[0] = (cbn_vu16_half)_mm512_castsi512_si256(rounded);
-    return r;
-#else
-    cbn_u32x16 r;
-    CBN_EACH(k, CBN_N32) {
-        cbn_vu32 bits = (cbn_vu32)x.v[k];
-        cbn_vu32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-        cbn_vu32 quiet = (bits >> 16) | 0x40;
-        r.v[k] = cbn_select_u32(x.v[k] != x.v[k], quiet, rounded);
-    }
-    return cbn_pack_u16(r);
-#endif
-}
-
-#if defined(__F16C__)
-CBN_INLINE cbn_f32x16 cbn_load_f16(const cbn_f16 *p) {
-    cbn_f32x16 r;
-#if defined(__AVX512F__)
-    r.v[0] = (cbn_vf32)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
-#else
-    CBN_EACH(k, CBN_N32)
-        r.v[k] = (cbn_vf32)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p + k));
-#endif
-    return r;
-}
-
-CBN_INLINE cbn_u16x16 cbn_round_f16(cbn_f32x16 x) {
-    cbn_u16x16 r;
-#if defined(__AVX512F__)
-    r.v[0] = (cbn_vu16_half)_mm512_cvtps_ph((__m512)x.v[0], _MM_FROUND_TO_NEAREST_INT);
-#else
-    CBN_EACH(k, CBN_N32)
-        r.v[k] = (cbn_vu16_half)_mm256_cvtps_ph((__m256)x.v[k], _MM_FROUND_TO_NEAREST_INT);
-#endif
-    return r;
-}
-#else
-/* Without F16C: exponents are moved by a product with a power of two, which is exact. */
-CBN_INLINE cbn_f32x16 cbn_load_f16(const cbn_f16 *p) {
-    cbn_u32x16 bits = cbn_load_u16(p);
-    cbn_f32x16 r;
-    CBN_EACH(k, CBN_N32) {
-        cbn_vu32 magnitude = (bits.v[k] & 0x7fff) << 13;
-        cbn_vf32 scaled = (cbn_vf32)magnitude * 0x1p112f;
-        cbn_vi32 special = (cbn_vi32)(magnitude >= (0x7c00u << 13));
-        cbn_vu32 value = cbn_select_u32(special, magnitude | 0x7f800000u, (cbn_vu32)scaled);
-        r.v[k] = (cbn_vf32)(value | ((bits.v[k] & 0x8000) << 16));
-    }
-    return r;
-}
-
-CBN_INLINE cbn_u16x16 cbn_round_f16(cbn_f32x16 x) {
-    cbn_u32x16 r;
-    CBN_EACH(k, CBN_N32) {
-        cbn_vu32 bits = (cbn_vu32)x.v[k], sign = (bits >> 16) & 0x8000, magnitude = bits & 0x7fffffff;
-        cbn_vu32 normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-        /* below 2^-14 the last bit is 2^-24: let the addition of 0.5 round there */
-        cbn_vu32 small = (cbn_vu32)((cbn_vf32)magnitude + 0.5f) - 0x3f000000u;
-        cbn_vu32 finite = cbn_select_u32((cbn_vi32)(magnitude < (113u << 23)), small, normal);
-        cbn_vu32 nan = 0x7e00u | ((magnitude >> 13) & 0x1ff);
-        cbn_vu32 large = cbn_select_u32(
-            (cbn_vi32)(magnitude > 0x7f800000u), nan, (magnitude & 0) + 0x7c00u);
-        r.v[k] = sign | cbn_select_u32((cbn_vi32)(magnitude >= 0x477ff000u), large, finite);
-    }
-    return cbn_pack_u16(r);
-}
-#endif
-
-#define CBN_DEFINE_16(T)                                                                           \
-    CBN_INLINE void cbn_store_##T(cbn_##T *p, cbn_f32x16 x) {                                      \
-        cbn_u16x16 r = cbn_round_##T(x);                                                           \
-        memcpy(p, &r, sizeof r);                                                                   \
-    }                                                                                              \
-    CBN_INLINE void cbn_stream_##T(cbn_##T *p, cbn_f32x16 x) {                                     \
-        cbn_u16x16 r = cbn_round_##T(x);                                                           \
-        cbn_stream_bytes(p, &r, sizeof r);                                                         \
-    }                                                                                              \
-    CBN_INLINE cbn_vf64 cbn_wide_##T(const cbn_##T *p, int k) {                                    \
-        return cbn_wide_half(cbn_load_##T(p).v[k / 2], k % 2);                                     \
-    }                                                                                              \
-    CBN_INLINE float cbn_get_##T(const cbn_##T *p) {                                               \
-        cbn_##T group[CBN_LANES] = {*p};                                                           \
-        float values[CBN_LANES];                                                                   \
-        cbn_store_f32(values, cbn_load_##T(group));                                                \
-        return values[0];                                                                          \
-    }
-CBN_DEFINE_16(f16)
-CBN_DEFINE_16(bf16)
+#include "_lanes16.h"
 
 /* ---- sums --------------------------------------------------------------------------------- */
 
@@ -314,20 +157,21 @@ CBN_INLINE cbn_f64x16 cbn_fill(double value) {
 
 /* The sum of the lanes, in one order: halves onto halves. */
 CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
-    cbn_f64x16 r = *x;
+    cbn_vf64 v[CBN_N64]; /* no copy of the struct: GCC would make it by 16 bytes, through memory */
+    CBN_EACH(k, CBN_N64) v[k] = x->v[k];
     for (int half = CBN_N64 / 2; half; half /= 2)
-        CBN_EACH(k, half) r.v[k] += r.v[k + half];
+        CBN_EACH(k, half) v[k] += v[k + half];
 #if defined(__AVX512F__)
-    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)r.v[0]),
-                                 _mm512_extractf64x4_pd((__m512d)r.v[0], 1));
+    __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v[0]),
+                                 _mm512_extractf64x4_pd((__m512d)v[0], 1));
 #elif defined(__AVX__)
-    __m256d four = (__m256d)r.v[0];
+    __m256d four = (__m256d)v[0];
 #endif
 #if defined(__AVX__)
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return two[0] + two[1];
 #else
-    return r.v[0][0] + r.v[0][1];
+    return v[0][0] + v[0][1];
 #endif
 }
 
@@ -684,91 +528,6 @@ CBN_DEFINE(f32, f32, CBN_N32)
 CBN_DEFINE(f64, f64, CBN_N64)
 CBN_DEFINE(f16, f32, CBN_N32)
 CBN_DEFINE(bf16, f32, CBN_N32)
-
-/* ---- lines of 16-bit values ------------------------------------------------------------------
- *
- * The map of 32 values, a cache line, where neither residual nor activation is asked for. Those of
- * bfloat16 are taken apart as even and odd ones, since so none has to move to another lane.
- */
-#if defined(__AVX512F__)
-#define CBN_LINES 1
-typedef struct { __m512 v[2]; } cbn_f32x32;
-typedef struct { cbn_f32x32 m, a, b; } cbn_line;
-
-CBN_INLINE cbn_line cbn_line_fill(double m, double a, double b) {
-    __m512 mv = _mm512_set1_ps((float)m), av = _mm512_set1_ps((float)a),
-           bv = _mm512_set1_ps((float)b);
-    return (cbn_line){{{mv, mv}}, {{av, av}}, {{bv, bv}}};
-}
-CBN_INLINE cbn_f32x32 cbn_load_pair_f16(const void *values, Py_ssize_t at) {
-    const float *p = (const float *)values + at;
-    return (cbn_f32x32){{_mm512_loadu_ps(p), _mm512_loadu_ps(p + CBN_LANES)}};
-}
-CBN_INLINE cbn_f32x32 cbn_load_pair_bf16(const void *values, Py_ssize_t at) {
-    cbn_f32x32 x = cbn_load_pair_f16(values, at);
-    __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    return (cbn_f32x32){{_mm512_permutex2var_ps(x.v[0], even, x.v[1]),
-                         _mm512_permutex2var_ps(x.v[0], odd, x.v[1])}};
-}
-CBN_INLINE cbn_f32x32 cbn_take_f16(const cbn_f16 *p) {
-    const __m256i *halves = (const __m256i *)p;
-    return (cbn_f32x32){{_mm512_cvtph_ps(_mm256_loadu_si256(halves)),
-                         _mm512_cvtph_ps(_mm256_loadu_si256(halves + 1))}};
-}
-CBN_INLINE cbn_f32x32 cbn_take_bf16(const cbn_bf16 *p) {
-    __m512i bits = _mm512_loadu_si512(p);
-    return (cbn_f32x32){{(__m512)_mm512_slli_epi32(bits, 16),
-                         (__m512)_mm512_and_si512(bits, _mm512_set1_epi32(-0x10000))}};
-}
-CBN_INLINE __m512i cbn_join_f16(cbn_f32x32 x) {
-    __m256i low = _mm512_cvtps_ph(x.v[0], _MM_FROUND_TO_NEAREST_INT);
-    __m256i high = _mm512_cvtps_ph(x.v[1], _MM_FROUND_TO_NEAREST_INT);
-    return _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
-}
-CBN_INLINE __m512i cbn_join_bf16(cbn_f32x32 x) {
-    __m512i even = cbn_round_upper(x.v[0]), odd = cbn_round_upper(x.v[1]);
-    if (__builtin_expect(_mm512_cmp_ps_mask(x.v[0], x.v[1], _CMP_UNORD_Q) != 0, 0))
-        even = cbn_round_upper_nan(x.v[0]), odd = cbn_round_upper_nan(x.v[1]);
-    return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(even, 16), odd);
-}
-#define CBN_DEFINE_LINE(T)                                                                         \
-    CBN_INLINE cbn_line cbn_line_load_##T(const cbn_##T *like, const void *m, const void *a,       \
-                                          const void *b, Py_ssize_t at) {                          \
-        (void)like;                                                                                \
-        return (cbn_line){cbn_load_pair_##T(m, at), cbn_load_pair_##T(a, at),                      \
-                          cbn_load_pair_##T(b, at)};                                               \
-    }                                                                                              \
-    CBN_INLINE void cbn_scale_line_##T(const cbn_##T *x, cbn_##T *y, const cbn_line *line,         \
-                                       int stream) {                                               \
-        cbn_f32x32 r = cbn_take_##T(x);                                                            \
-        CBN_EACH(k, 2)                                                                             \
-            r.v[k] = (r.v[k] - line->m.v[k]) * line->a.v[k] + line->b.v[k];                        \
-        __m512i joined = cbn_join_##T(r);                                                          \
-        if (stream) cbn_stream_bytes(y, &joined, sizeof joined);                                   \
-        else _mm512_storeu_si512(y, joined);                                                       \
-    }
-#else
-#define CBN_LINES 0 /* and so the rest is not called */
-typedef char cbn_line;
-CBN_INLINE cbn_line cbn_line_fill(double m, double a, double b) { return (char)(0 * (m + a + b)); }
-#define CBN_DEFINE_LINE(T)                                                                         \
-    CBN_INLINE cbn_line cbn_line_load_##T(const cbn_##T *like, const void *m, const void *a,       \
-                                          const void *b, Py_ssize_t at) {                          \
-        return (void)like, (void)m, (void)a, (void)b, (void)at, 0;                                 \
-    }                                                                                              \
-    CBN_INLINE void cbn_scale_line_##T(const cbn_##T *x, cbn_##T *y, const cbn_line *line,         \
-                                       int stream) {                                               \
-        (void)x, (void)y, (void)line, (void)stream;                                                \
-    }
-#endif
-CBN_DEFINE_LINE(f16)
-CBN_DEFINE_LINE(bf16)
-
-#define CBN_PICK_16(name, p)                                                                       \
-    _Generic((p), const cbn_f16 *: name##_f16, const cbn_bf16 *: name##_bf16)
-#define cbn_line_load(p, ...) CBN_PICK_16(cbn_line_load, p)(p, __VA_ARGS__)
-#define cbn_scale_line(p, ...) CBN_PICK_16(cbn_scale_line, p)(p, __VA_ARGS__)
 
 /* cbn_NAME(pointer, ...) picks by what the pointer points to. */
 #define CBN_PICK(name, p)                                                                          \

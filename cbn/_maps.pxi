@@ -1,7 +1,8 @@
 # The affine map of each channel, act((x - m) * a + b + residual * w). Included by _kernels.pyx.
 
 cdef enum:
-    TASK_BYTES = 1 << 15    # of x, in a task that only maps
+    TASK_BYTES = 1 << 15    # of x, in a task that only maps,
+    LINES_TASK_BYTES = 1 << 17  # and in one that maps lines of 16-bit values
     STREAM_BYTES = 8 << 20  # of x, from which y goes past the cache
     STREAM_RUN = 1 << 10    # bytes: the shortest run that is streamed
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
@@ -506,7 +507,9 @@ cdef void map_last(
     const Last *to, const Periodic *flat, int num_threads
 ) noexcept nogil:
     """The map of a whole array, channels last."""
-    cdef Py_ssize_t n = from_.rows * from_.channels, values = TASK_BYTES // sizeof(real)
+    cdef Py_ssize_t n = from_.rows * from_.channels
+    # 16-bit values: the coefficients are laid out anew for each task
+    cdef Py_ssize_t values = (TASK_BYTES if sizeof(real) > 2 else LINES_TASK_BYTES) // sizeof(real)
     cdef bint whole = adjacent(from_) and adjacent(to) and (residual == NULL or adjacent(beside))
     cdef LastWork work
     if whole and (n <= values or num_threads == 1 and flat.order != BACKWARDS):

@@ -9,7 +9,7 @@ cdef enum:
     LONG_PIECE = 1536     # and between others that are kept
     ROW_BLOCK = 512       # rows between two merges, channels last
     ROWS_AT_ONCE = 16     # most rows that are read together,
-    ROWS_VALUES = 1 << 12   # and the values in them
+    ROWS_BYTES = 1 << 14    # and the bytes in them, which share the first cache with their sums
     COLUMNS = 1024        # most channels that a task of rows takes together
 
 
@@ -295,11 +295,10 @@ cdef struct Summing:
 
 
 cdef inline void begin_block(Summing *s) noexcept nogil:
-    cdef Py_ssize_t c
     s.block = block_at(s.from_, s.index)
     s.run, s.channel, s.at = s.block.first, 0, s.block.start
-    for c in range(s.channels):
-        s.totals[c] = s.products[c] = lanes_fill(0)
+    memset(s.totals, 0, s.channels * sizeof(Lanes))
+    memset(s.products, 0, s.channels * sizeof(Lanes))
 
 
 cdef void begin_sums(const real *like, Summing *s) noexcept nogil:
@@ -396,10 +395,10 @@ cdef inline Py_ssize_t row_at(const Last *shape, Py_ssize_t row) noexcept nogil:
 
 
 cdef inline Py_ssize_t rows_at_once(
-    const Last *shape, Py_ssize_t row, Py_ssize_t last
+    const Last *shape, Py_ssize_t row, Py_ssize_t last, Py_ssize_t itemsize
 ) noexcept nogil:
     """Rows from `row` on that are one stride apart. Their number does not show in the sums."""
-    cdef Py_ssize_t most = min(<Py_ssize_t>ROWS_AT_ONCE, ROWS_VALUES // shape.channels)
+    cdef Py_ssize_t most = min(<Py_ssize_t>ROWS_AT_ONCE, ROWS_BYTES // (shape.channels * itemsize))
     return min(max(most, <Py_ssize_t>4), last - row, shape.inner - row % shape.inner)
 
 
@@ -414,7 +413,7 @@ cdef inline void rows_moments(
     cdef double apart
     while row < last_row:
         at = x + row_at(shape, row)
-        rows = rows_at_once(shape, row, last_row)
+        rows = rows_at_once(shape, row, last_row, sizeof(real))
         c = 0
         if shift != NULL:
             while c < whole:
@@ -499,7 +498,7 @@ cdef void columns_products(
     while row < last_row:
         at = x + row_at(shape, row)
         dy_at = dy + row_at(dy_shape, row)
-        rows = min(rows_at_once(shape, row, last_row), rows_at_once(dy_shape, row, last_row))
+        rows = min(rows_at_once(shape, row, last_row, sizeof(real)), rows_at_once(dy_shape, row, last_row, sizeof(real)))
         c = 0
         if not shifted:
             while c < whole:
