@@ -75,7 +75,8 @@ cdef extern from "_lanes.h" nogil:
         const void *x, Py_ssize_t stride, int rows, const double *shift, double *total,
         double *square)
     void columns_squares_step "cbn_columns_squares"(
-        const void *x, Py_ssize_t stride, int rows, double *total, double *square)
+        const void *x, Py_ssize_t stride, int rows, const void *ahead, Py_ssize_t by,
+        double *total, double *square)
     void columns_products_step "cbn_columns_products"(
         const void *dy, Py_ssize_t dy_stride, const void *x, Py_ssize_t stride, int rows,
         const double *mean, double *total, double *product)

@@ -430,11 +430,11 @@ CBN_DEFINE_MIX(f64, i64)
         cbn_store_f64(square, s);                                                                  \
     }                                                                                              \
     CBN_INLINE void cbn_columns_squares_##T(const cbn_##T *x, Py_ssize_t stride, int rows,         \
+                                            const cbn_##T *ahead, Py_ssize_t by,                   \
                                             double *total, double *square) {                       \
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(square);                              \
-        int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
         for (int row = 0; row < rows; row++) {                                                     \
-            if (near) cbn_prefetch((const char *)x + CBN_AHEAD);                                   \
+            cbn_prefetch(ahead + row * by);                                                        \
             cbn_squares_##T(x, &t, &s);                                                            \
             x += stride;                                                                           \
         }                                                                                          \

@@ -407,13 +407,17 @@ cdef inline void rows_moments(
     const double *shift, double *total, double *square
 ) noexcept nogil:
     """Add rows to the sums of up to COLUMNS channels, shifted where there is a shift."""
-    cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows
+    cdef Py_ssize_t whole = columns - columns % LANES, c, k, rows, step, by
     cdef Py_ssize_t stride = shape.inner_stride
     cdef const real *at
+    cdef const real *ahead
     cdef double apart
     while row < last_row:
         at = x + row_at(shape, row)
         rows = rows_at_once(shape, row, last_row, sizeof(real))
+        ahead, step, by = at + rows * stride, 1, stride
+        if stride == columns:
+            ahead, step, by = at + ROWS_BYTES // sizeof(real), rows, LANES
         c = 0
         if shift != NULL:
             while c < whole:
@@ -421,7 +425,8 @@ cdef inline void rows_moments(
                 c += LANES
         else:
             while c < whole:
-                columns_squares_step(at + c, stride, <int>rows, total + c, square + c)
+                columns_squares_step(at + c, stride, <int>rows, ahead + c * step, by, total + c,
+                                     square + c)
                 c += LANES
         for c in range(whole, columns):
             for k in range(rows):
