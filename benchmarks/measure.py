@@ -58,8 +58,12 @@ def measure(calls: Mapping[str, Statement], rounds: int) -> dict[str, Timing]:
 
 
 def sample(timer: timeit.Timer, repeats: int) -> float:
-    """Return the microseconds of a call, the mean of some, after one that is not timed."""
-    timer.timeit(1)
+    """Return the microseconds of a call, the mean of some, after as many that are not timed.
+
+    After the pause of `settle` it takes about a millisecond until caches are filled and threads are
+    awake again: short calls would be timed in that state, and long ones not.
+    """
+    timer.timeit(repeats)
     return timer.timeit(repeats) / repeats * 1e6
 
 
