@@ -89,6 +89,12 @@ cdef extern from "_lanes.h" nogil:
     void scale_channels_step "cbn_scale_channels"(
         const void *x, const void *residual, void *y, const void *m, const void *a, const void *b,
         const void *w, Py_ssize_t at, int activation, double slope, bint stream)
+    void scale_row_step "cbn_scale_row"(
+        const void *x, void *y, Py_ssize_t n, const void *m, const void *a, const void *b,
+        Py_ssize_t at, bint stream)
+    void scale_rows_step "cbn_scale_rows"(
+        const void *x, void *y, Py_ssize_t stride, int rows, const void *ahead, const void *m,
+        const void *a, const void *b, Py_ssize_t at)
     enum: LINES "CBN_LINES"
     ctypedef struct Line "cbn_line":
         pass

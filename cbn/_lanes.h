@@ -335,7 +335,9 @@ CBN_DEFINE_FEW(bf16)
  * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
  *                operation; _mixed: the first n with m, a, b, w, the others with those of another
- *                channel; _channels: 16 channels, m, a, b, w being WORK arrays
+ *                channel; _channels: 16 channels, m, a, b, w being WORK arrays; _row, with neither
+ *                residual nor activation: n of such channels, or a few less than 16 more; _rows:
+ *                16 channels, `rows` values of each, while what is read next is fetched in its order
  * narrow         one double into element `at` of a WORK array
  * value          one element as a double
  */
@@ -518,6 +520,32 @@ CBN_DEFINE_MIX(f64, i64)
         if (stream) cbn_stream_##T(y, r);                                                          \
         else cbn_store_##T(y, r);                                                                  \
     }                                                                                              \
+    CBN_INLINE void cbn_scale_row_##T(const cbn_##T *x, cbn_##T *y, Py_ssize_t n, const void *m,   \
+                                      const void *a, const void *b, Py_ssize_t at, int stream) {   \
+        const cbn_##WORK *mp = (const cbn_##WORK *)m + at, *ap = (const cbn_##WORK *)a + at,       \
+                         *bp = (const cbn_##WORK *)b + at;                                         \
+        for (Py_ssize_t i = 0; i < n; i += CBN_LANES) {                                            \
+            cbn_##WORK##x16 r = cbn_load_##T(x + i), mv = cbn_load_##WORK(mp + i),                 \
+                            av = cbn_load_##WORK(ap + i), bv = cbn_load_##WORK(bp + i);            \
+            cbn_prefetch((const char *)(x + i) + 2 * CBN_AHEAD);                                   \
+            CBN_EACH(k, COUNT) r.v[k] = (r.v[k] - mv.v[k]) * av.v[k] + bv.v[k];                    \
+            if (stream) cbn_stream_##T(y + i, r);                                                  \
+            else cbn_store_##T(y + i, r);                                                          \
+        }                                                                                          \
+    }                                                                                              \
+    CBN_INLINE void cbn_scale_rows_##T(const cbn_##T *x, cbn_##T *y, Py_ssize_t stride, int rows,  \
+                                       const cbn_##T *ahead, const void *m, const void *a,         \
+                                       const void *b, Py_ssize_t at) {                             \
+        cbn_##WORK##x16 mv = cbn_load_##WORK((const cbn_##WORK *)m + at),                          \
+                        av = cbn_load_##WORK((const cbn_##WORK *)a + at),                          \
+                        bv = cbn_load_##WORK((const cbn_##WORK *)b + at);                          \
+        for (int row = 0; row < rows; row++) {                                                     \
+            cbn_##WORK##x16 r = cbn_load_##T(x + row * stride);                                    \
+            cbn_prefetch(ahead + row * CBN_LANES);                                                 \
+            CBN_EACH(k, COUNT) r.v[k] = (r.v[k] - mv.v[k]) * av.v[k] + bv.v[k];                    \
+            cbn_store_##T(y + row * stride, r);                                                    \
+        }                                                                                          \
+    }                                                                                              \
     CBN_INLINE void cbn_narrow_##T(const cbn_##T *like, double value, void *to, Py_ssize_t at) {   \
         (void)like;                                                                                \
         ((cbn_##WORK *)to)[at] = (cbn_##WORK)value;                                                \
@@ -550,6 +578,8 @@ CBN_DEFINE(bf16, f32, CBN_N32)
 #define cbn_scale(p, ...) CBN_PICK(cbn_scale, p)(p, __VA_ARGS__)
 #define cbn_scale_mixed(p, ...) CBN_PICK(cbn_scale_mixed, p)(p, __VA_ARGS__)
 #define cbn_scale_channels(p, ...) CBN_PICK(cbn_scale_channels, p)(p, __VA_ARGS__)
+#define cbn_scale_row(p, ...) CBN_PICK(cbn_scale_row, p)(p, __VA_ARGS__)
+#define cbn_scale_rows(p, ...) CBN_PICK(cbn_scale_rows, p)(p, __VA_ARGS__)
 #define cbn_narrow(p, ...) CBN_PICK(cbn_narrow, p)(p, __VA_ARGS__)
 #define cbn_value(p) CBN_PICK(cbn_value, p)(p)
 

@@ -8,6 +8,10 @@ cdef enum:
     LONG_RUN = 1 << 8       # values: the shortest run whose stores are aligned
     LINE = 2 * LANES        # 16-bit values in a cache line
     LINES_AT_ONCE = 32      # lines whose coefficients are laid out together
+    SHORT_PERIOD = 128      # values: the coefficients of fewer are repeated,
+    LONG_PERIOD = 512       # and those of fewer where they fill no groups
+    SHORT_ROW = 1 << 10     # bytes: the longest period of which several are mapped together,
+    ROWS_TOGETHER = 8       # and how many
 
 
 cdef struct Map:
@@ -317,8 +321,11 @@ cdef void map_first(
 # ---- channels one after the other ----------------------------------------------------------------
 
 cdef inline Py_ssize_t period_of(Py_ssize_t channels) noexcept nogil:
-    """The channels, repeated until they fill a group."""
-    return channels * ((LANES + channels - 1) // channels)
+    """The channels, repeated until they are worth a loop and, if that is soon, fill groups."""
+    cdef Py_ssize_t period = channels
+    while period < SHORT_PERIOD or (period % LANES and period < LONG_PERIOD):
+        period *= 2
+    return period
 
 
 cdef inline Py_ssize_t room_of(Py_ssize_t period) noexcept nogil:
@@ -371,6 +378,49 @@ cdef inline Py_ssize_t flat_groups(
         if phase >= period:
             phase -= period
     return i
+
+
+cdef inline Py_ssize_t flat_period(
+    const real *x, real *y, Py_ssize_t i, Py_ssize_t last, Py_ssize_t *phase, const Periodic *flat,
+    bint stream
+) noexcept nogil:
+    """Whole groups from i to last, or to where a new period begins; returns the next."""
+    cdef const char *m = flat.narrowed
+    cdef Py_ssize_t n = min(flat.period - phase[0], last - i + 1)
+    n = (n + LANES - 1) // LANES * LANES
+    scale_row_step(x + i, y + i, n, m, m + flat.room, m + 2 * flat.room, phase[0], stream)
+    phase[0] += n - flat.period
+    return i + n
+
+
+cdef inline void flat_periods(
+    const real *x, real *y, Py_ssize_t i, Py_ssize_t last, Py_ssize_t phase, const Periodic *flat
+) noexcept nogil:
+    """Whole groups from i to last, with neither residual nor activation. Where a period is short,
+    several are mapped together, so that coefficients are loaded once; but not where y is streamed,
+    which wants to be in order."""
+    cdef const char *m = flat.narrowed
+    cdef Py_ssize_t row = flat.period, end, together
+    if flat.stream:
+        while i <= last:
+            i = flat_period(x, y, i, last, &phase, flat, True)
+        return
+    while row % LANES:
+        row *= 2
+    together = row * ROWS_TOGETHER
+    while row * <Py_ssize_t>sizeof(real) <= SHORT_ROW and i + together <= last + LANES:
+        end = i + row
+        while i < end:
+            scale_rows_step(x + i, y + i, row, ROWS_TOGETHER,
+                            x + end - row + together + (i - end + row) * ROWS_TOGETHER,
+                            m, m + flat.room, m + 2 * flat.room, phase)
+            i += LANES
+            phase += LANES
+            if phase >= flat.period:
+                phase -= flat.period
+        i += together - row
+    while i <= last:
+        i = flat_period(x, y, i, last, &phase, flat, False)
 
 
 cdef inline Py_ssize_t flat_lines(
@@ -454,12 +504,10 @@ cdef void map_flat(
                                 False)
             i = flat_lines(x, y, i, n, (phase + i) % flat.period, flat)
     begin = (phase + i) % flat.period
-    if residual != NULL or flat.activation:
+    if residual != NULL or flat.activation or sizeof(real) == 2 and flat.stream:
         flat_groups(x, residual, y, i, last, begin, flat, flat.activation, flat.stream)
-    elif flat.stream:
-        flat_groups(x, <const real *>NULL, y, i, last, begin, flat, 0, True)
     else:
-        flat_groups(x, <const real *>NULL, y, i, last, begin, flat, 0, False)
+        flat_periods(x, y, i, last, begin, flat)
     store_ends(y, n, start, left, <const real *>head, <const real *>tail, flat.stream)
 
 
