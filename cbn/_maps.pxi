@@ -147,12 +147,15 @@ cdef void map_groups(
                            map_.activation, map_.slope,
                            map_.stream and in_line(y, i, last_group))
                 i += LANES
-        elif residual != NULL:
+        elif residual != NULL and map_.stream:
             while i + LANES <= end:
                 prefetch(<const char *>(x + i) + AHEAD)
                 prefetch(<const char *>(residual + i) + AHEAD)
-                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0,
-                           map_.stream and in_line(y, i, last_group))
+                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, in_line(y, i, last_group))
+                i += LANES
+        elif residual != NULL:
+            while i + LANES <= end:
+                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, False)
                 i += LANES
         elif map_.stream:
             if real is f16 or real is bf16:
