@@ -193,6 +193,36 @@ cdef void map_groups(
         m, a, b, w = m2, a2, b2, w2
 
 
+cdef void map_one_by_one(
+    const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, Py_ssize_t channels,
+    const Map *map_
+) noexcept nogil:
+    """The same as map_groups for all of some runs, without activation, not streamed. The end of
+    each run is had from a group that overlaps the one before: for a run of a few groups that costs
+    less than stores that are aligned."""
+    cdef Py_ssize_t k, i, end = n - LANES
+    cdef double m, a, b, w
+    cdef real[LANES] tail
+    for k in range(c, c + channels):
+        m, a, b = map_.m[k], map_.a[k], map_.b[k]
+        i = 0
+        if residual != NULL:
+            w = map_.w[k]
+            scale_step(x + end, residual + end, <real *>tail, m, a, b, w, 0, 0, False)
+            while i <= end:
+                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, False)
+                i += LANES
+            residual += n
+        else:
+            scale_step(x + end, <const real *>NULL, <real *>tail, m, a, b, 1, 0, 0, False)
+            while i <= end:
+                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, False)
+                i += LANES
+        memcpy(y + end, <const real *>tail, LANES * sizeof(real))
+        x += n
+        y += n
+
+
 cdef inline void map_runs(
     const real *x, const real *residual, real *y, Py_ssize_t n, Py_ssize_t c, Py_ssize_t channels,
     const Map *map_
@@ -207,6 +237,9 @@ cdef inline void map_runs(
     cdef real[LANES] tail
     if n < LANES:   # alone
         map_part(x, residual, y, n, c, map_)
+        return
+    if n < LONG_RUN and channels > 1 and not map_.activation and not map_.stream:
+        map_one_by_one(x, residual, y, n, c, channels, map_)
         return
     if i:
         map_group(x, residual, head, c, map_)
