@@ -48,7 +48,7 @@ class BuildExt(build_ext):
         super().build_extensions()
 
 
-DEPENDS = [*map(str, sorted(Path("cbn").glob("_*.h"))), *map(str, sorted(Path("cbn").glob("_*.pxi")))]
+DEPENDS = [str(path) for end in ("h", "pxi") for path in sorted(Path("cbn").glob(f"_*.{end}"))]
 
 # One source, one build per instruction set: name of the build -> what the compiler may use.
 # -O3 is faster on short runs and a fifth larger: for the build that new processors take.

@@ -209,21 +209,25 @@ CBN_INLINE cbn_vf64 cbn_exp(cbn_vf64 x) {
 }
 
 /* Below -745, where e^x is 0 even as a subnormal, -0: the limit, at minus infinity too. */
-CBN_INLINE cbn_f64x16 cbn_silu_f64(cbn_f64x16 x) {
+static __attribute__((noinline)) void cbn_silu_into_f64(cbn_f64x16 *x) { /* large: once a build */
     CBN_EACH(k, CBN_N64) {
-        cbn_vi64 under = x.v[k] < -745 - (cbn_vf64){0};
-        cbn_vi64 value = (cbn_vi64)(x.v[k] / (1.0 + cbn_exp(-x.v[k])));
-        x.v[k] = (cbn_vf64)((under & (cbn_vi64)(-0.0 - (cbn_vf64){0})) | (~under & value));
+        cbn_vf64 v = x->v[k];
+        cbn_vi64 under = v < -745 - (cbn_vf64){0};
+        cbn_vi64 value = (cbn_vi64)(v / (1.0 + cbn_exp(-v)));
+        x->v[k] = (cbn_vf64)((under & (cbn_vi64)(-0.0 - (cbn_vf64){0})) | (~under & value));
     }
-    return x;
 }
-CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) {
+static __attribute__((noinline)) void cbn_silu_into_f32(cbn_f32x16 *x) {
     double wide[CBN_LANES];
     float values[CBN_LANES];
-    cbn_store_f64(wide, cbn_silu_f64(cbn_widen_work(x)));
+    cbn_f64x16 r = cbn_widen_work(*x);
+    cbn_silu_into_f64(&r);
+    cbn_store_f64(wide, r);
     for (int k = 0; k < CBN_LANES; k++) values[k] = (float)wide[k];
-    return cbn_load_f32(values);
+    *x = cbn_load_f32(values);
 }
+CBN_INLINE cbn_f64x16 cbn_silu_f64(cbn_f64x16 x) { return cbn_silu_into_f64(&x), x; }
+CBN_INLINE cbn_f32x16 cbn_silu_f32(cbn_f32x16 x) { return cbn_silu_into_f32(&x), x; }
 
 /* Comparisons are such that a NaN passes through. */
 #define CBN_DEFINE_ACTIVATION(WORK, INT, COUNT)                                                    \
