@@ -127,6 +127,7 @@ ctypedef fused real:
 
 include "_sums.pxi"
 include "_maps.pxi"
+include "_periodic.pxi"
 include "_passes.pxi"
 include "_entry.pxi"
 include "_calls.pxi"

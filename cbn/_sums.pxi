@@ -503,7 +503,8 @@ cdef void columns_products(
     while row < last_row:
         at = x + row_at(shape, row)
         dy_at = dy + row_at(dy_shape, row)
-        rows = min(rows_at_once(shape, row, last_row, sizeof(real)), rows_at_once(dy_shape, row, last_row, sizeof(real)))
+        rows = min(rows_at_once(shape, row, last_row, sizeof(real)),
+                   rows_at_once(dy_shape, row, last_row, sizeof(real)))
         c = 0
         if not shifted:
             while c < whole:
