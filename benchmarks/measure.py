@@ -43,7 +43,7 @@ class Statement:
 
 
 def measure(calls: Mapping[str, Statement], rounds: int) -> dict[str, Timing]:
-    """Time each call in every round, in a new order each time, after one call that is not timed."""
+    """Time each call in every round, in a new order each time, after as many that are not timed."""
     timers = {name: call.timer() for name, call in calls.items()}
     repeats = {name: sample_size(timer) for name, timer in timers.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}

@@ -2,8 +2,8 @@
  *
  * A group is an array of the widest vectors of the instruction set that this file is compiled for,
  * so that the number of lanes, and with it the order of every sum, is the same in every build.
- * GCC and Clang compile plain arithmetic on such vectors; intrinsics are left to streamed stores,
- * masked loads and the conversion of float16. The loops over groups are in _kernels.pyx.
+ * GCC and Clang compile plain arithmetic on such vectors; intrinsics are for what has no plain form,
+ * or one of which GCC makes more instructions. The loops over groups are in _kernels.pyx.
  *
  * Element types: f32, f64, f16 (IEEE binary16) and bf16 (bfloat16). Sums are kept in f64; the rest
  * of the arithmetic is done in f64 for f64 and in f32 for the others ("WORK" below).
@@ -25,9 +25,16 @@
 
 #define CBN_LANES 16
 
+/* Vectors of 32 bytes take all three; where one is absent, those of 16 do. */
+#if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
+#define CBN_AVX2 1
+#else
+#define CBN_AVX2 0
+#endif
+
 #if defined(__AVX512F__)
 #define CBN_VECTOR 64
-#elif defined(__AVX__)
+#elif CBN_AVX2
 #define CBN_VECTOR 32
 #else
 #define CBN_VECTOR 16
@@ -69,7 +76,7 @@ CBN_INLINE void cbn_stream_bytes(void *to, const void *from, int bytes) {
         return;
     }
 #endif
-#if defined(__AVX__)
+#if CBN_AVX2
     CBN_EACH(k, bytes / 32)
         _mm256_stream_si256((__m256i *)to + k, _mm256_loadu_si256((const __m256i *)from + k));
 #elif defined(__SSE2__)
@@ -110,7 +117,7 @@ CBN_INLINE cbn_vf64 cbn_wide_f32(const float *p, int k) {
     p += k * CBN_W64;
 #if defined(__AVX512F__)
     return (cbn_vf64)_mm512_cvtps_pd(_mm256_loadu_ps(p));
-#elif defined(__AVX__)
+#elif CBN_AVX2
     return (cbn_vf64)_mm256_cvtps_pd(_mm_loadu_ps(p));
 #else
     cbn_vf32_half half;
@@ -130,7 +137,7 @@ CBN_INLINE cbn_vf64 cbn_wide_half(cbn_vf32 x, int upper) {
     __m256d half = upper ? _mm512_extractf64x4_pd(_mm512_castps_pd((__m512)x), 1)
                          : _mm512_castpd512_pd256(_mm512_castps_pd((__m512)x));
     return (cbn_vf64)_mm512_cvtps_pd(_mm256_castpd_ps(half));
-#elif defined(__AVX__)
+#elif CBN_AVX2
     __m128 half = upper ? _mm256_extractf128_ps((__m256)x, 1) : _mm256_castps256_ps128((__m256)x);
     return (cbn_vf64)_mm256_cvtps_pd(half);
 #else
@@ -164,10 +171,10 @@ CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
 #if defined(__AVX512F__)
     __m256d four = _mm256_add_pd(_mm512_castpd512_pd256((__m512d)v[0]),
                                  _mm512_extractf64x4_pd((__m512d)v[0], 1));
-#elif defined(__AVX__)
+#elif CBN_AVX2
     __m256d four = (__m256d)v[0];
 #endif
-#if defined(__AVX__)
+#if CBN_AVX2
     __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
     return two[0] + two[1];
 #else
@@ -179,7 +186,7 @@ CBN_INLINE double cbn_total(const cbn_f64x16 *x) {
 CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int exact) {
 #if defined(__AVX512F__)
     if (exact) return (cbn_vf64)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)sum);
-#elif defined(__FMA__)
+#elif CBN_AVX2
     if (exact) return (cbn_vf64)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)sum);
 #endif
     return sum + a * b;
@@ -286,7 +293,7 @@ CBN_INLINE cbn_vf64 cbn_few_bf16(const cbn_bf16 *p, int n) {
     __m128i bits = _mm_maskz_loadu_epi16((__mmask8)((1u << n) - 1), p);
     return (cbn_vf64)_mm512_cvtps_pd((__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
-#elif defined(__AVX2__)
+#elif CBN_AVX2
 CBN_INLINE cbn_vf64 cbn_few_f64(const double *p, int n) {
     return (cbn_vf64)_mm256_maskload_pd(p, (__m256i)cbn_first_lanes(n));
 }
@@ -305,7 +312,7 @@ CBN_INLINE __m128i cbn_few_u16(const void *p, int n) {
         if (n & 1) memcpy(&last, (const char *)p + 2 * (n - 1), 2);
         bits = pair | (uint64_t)last << (16 * (n & 2));
     }
-    return _mm_cvtsi64_si128((long long)bits);
+    return _mm_loadl_epi64((const __m128i *)&bits);
 }
 CBN_INLINE cbn_vf64 cbn_few_f16(const cbn_f16 *p, int n) {
     return (cbn_vf64)_mm256_cvtps_pd(_mm_cvtph_ps(cbn_few_u16(p, n)));
@@ -359,7 +366,7 @@ CBN_DEFINE_FEW(bf16)
 CBN_DEFINE_MIX(f32, i32)
 CBN_DEFINE_MIX(f64, i64)
 
-/* The vectors that n < 16 values reach, and how many of these are in vector k. */
+/* The vectors that n < 16 values reach (no `else` may follow), and how many are in vector k. */
 #define CBN_EACH_FEW(k, n) CBN_EACH(k, CBN_N64) if ((n) > k * CBN_W64)
 #define CBN_FEW(k, n) ((n) - k * CBN_W64 < CBN_W64 ? (n) - k * CBN_W64 : CBN_W64)
 

@@ -13,7 +13,7 @@ CBN_INLINE cbn_u32x16 cbn_load_u16(const void *p) {
         const char *at = (const char *)p + k * (CBN_VECTOR / 2);
 #if defined(__AVX512F__)
         r.v[k] = (cbn_vu32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)at));
-#elif defined(__AVX2__)
+#elif CBN_AVX2
         r.v[k] = (cbn_vu32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)at));
 #else
         cbn_vu16_half half;
@@ -26,7 +26,7 @@ CBN_INLINE cbn_u32x16 cbn_load_u16(const void *p) {
 
 /* The lower halves of 32 bits, in as few vectors as they fill: what is stored in pieces and then
  * loaded as one, to be streamed, is waited for. */
-#if defined(__AVX2__)
+#if CBN_AVX2
 typedef uint16_t cbn_vu16 __attribute__((vector_size(32)));
 #elif defined(__SSE2__)
 typedef uint16_t cbn_vu16 __attribute__((vector_size(16)));
@@ -40,7 +40,7 @@ CBN_INLINE cbn_u16x16 cbn_pack_u16(cbn_u32x16 x) { /* no value is above 0xffff *
     cbn_u16x16 r;
 #if defined(__AVX512F__)
     r.v[0] = (cbn_vu16)_mm512_cvtepi32_epi16((__m512i)x.v[0]);
-#elif defined(__AVX2__)
+#elif CBN_AVX2
     __m256i pairs = _mm256_packus_epi32((__m256i)x.v[0], (__m256i)x.v[1]);
     r.v[0] = (cbn_vu16)_mm256_permute4x64_epi64(pairs, 0xd8);
 #elif defined(__SSE2__) /* by the signed one: SSE2 has no other */
@@ -89,7 +89,7 @@ CBN_INLINE cbn_vu32 cbn_round_upper_nan(cbn_vf32 x) {
 CBN_INLINE int cbn_any_nan(cbn_vf32 x, cbn_vf32 y) {
 #if defined(__AVX512F__)
     return _mm512_cmp_ps_mask((__m512)x, (__m512)y, _CMP_UNORD_Q) != 0;
-#elif defined(__AVX2__)
+#elif CBN_AVX2
     return _mm256_movemask_ps(_mm256_cmp_ps((__m256)x, (__m256)y, _CMP_UNORD_Q)) != 0;
 #elif defined(__SSE2__)
     return _mm_movemask_ps(_mm_cmpunord_ps((__m128)x, (__m128)y)) != 0;
@@ -115,7 +115,7 @@ CBN_INLINE cbn_u16x16 cbn_round_bf16(cbn_f32x16 x) {
 
 /* ---- float16 ------------------------------------------------------------------------------ */
 
-#if defined(__F16C__)
+#if CBN_AVX2
 CBN_INLINE cbn_f32x16 cbn_load_f16(const cbn_f16 *p) {
     cbn_f32x16 r;
 #if defined(__AVX512F__)
@@ -195,7 +195,7 @@ CBN_DEFINE_16(bf16)
  * The map of 32 values, a cache line, where neither residual nor activation is asked for. Those of
  * bfloat16 are taken apart as even and odd ones, since so none has to move to another lane.
  */
-#if defined(__AVX2__)
+#if CBN_AVX2
 #define CBN_LINES 1
 enum { CBN_NLINE = 2 * CBN_N32 };
 typedef struct { cbn_vf32 v[CBN_NLINE]; } cbn_f32x32;

@@ -103,7 +103,7 @@ cdef inline void flat_periods(
     which wants to be in order."""
     cdef const char *m = flat.narrowed
     cdef Py_ssize_t row = flat.period, end, together
-    if flat.stream:
+    if flat.stream and sizeof(real) > 2:
         while i <= last:
             i = flat_period(x, y, i, last, &phase, flat, True)
         return
@@ -206,7 +206,8 @@ cdef void map_flat(
                                 False)
             i = flat_lines(x, y, i, n, (phase + i) % flat.period, flat)
     begin = (phase + i) % flat.period
-    if residual != NULL or flat.activation or sizeof(real) == 2 and flat.stream:
+    # 16-bit groups that are streamed are looked at one by one: not all of them are in whole lines
+    if residual != NULL or flat.activation or (sizeof(real) == 2 and flat.stream):
         flat_groups(x, residual, y, i, last, begin, flat, flat.activation, flat.stream)
     else:
         flat_periods(x, y, i, last, begin, flat)
@@ -258,9 +259,11 @@ cdef void map_last(
 ) noexcept nogil:
     """The map of a whole array, channels last."""
     cdef Py_ssize_t n = from_.rows * from_.channels
-    # 16-bit values: the coefficients are laid out anew for each task
-    cdef Py_ssize_t values = (TASK_BYTES if sizeof(real) > 2 else LINES_TASK_BYTES) // sizeof(real)
     cdef bint whole = adjacent(from_) and adjacent(to) and (residual == NULL or adjacent(beside))
+    # a task lays out anew the coefficients of its lines
+    cdef bint lines = LINES and sizeof(real) == 2 and whole and residual == NULL and (
+        not flat.activation)
+    cdef Py_ssize_t values = (LINES_TASK_BYTES if lines else TASK_BYTES) // sizeof(real)
     cdef LastWork work
     if whole and (n <= values or num_threads == 1 and flat.order != BACKWARDS):
         map_flat(x, residual, y, n, 0, flat)
