@@ -287,14 +287,21 @@ cdef void release(State *state):
             PyBuffer_Release(&state.buffers[k])
 
 
-cdef inline double parameter(
-    const State *state, int which, Py_ssize_t c, double absent
+cdef void parameters(
+    const State *state, int which, Py_ssize_t n, double absent, double *to
 ) noexcept nogil:
+    """An array of the state, or what stands for one that is absent, as doubles."""
+    cdef Py_ssize_t c
+    cdef const float *given
     if not state.held[which]:
-        return absent
-    if state.doubles:
-        return (<const double *>state.buffers[which].buf)[c]
-    return (<const float *>state.buffers[which].buf)[c]
+        for c in range(n):
+            to[c] = absent
+    elif state.doubles:
+        memcpy(to, state.buffers[which].buf, n * sizeof(double))
+    else:
+        given = <const float *>state.buffers[which].buf
+        for c in range(n):
+            to[c] = given[c]
 
 
 cdef class TrainingCall(ContiguousCall):
@@ -447,10 +454,9 @@ cdef class TrainingCall(ContiguousCall):
         self, const State *state, double *memory, double eps, double *moments
     ) noexcept nogil:
         cdef Training training
-        cdef Py_ssize_t n = self.channels, c
-        for c in range(n):
-            memory[c] = parameter(state, WEIGHT, c, 1)
-            memory[n + c] = parameter(state, BIAS, c, 0)
+        cdef Py_ssize_t n = self.channels
+        parameters(state, WEIGHT, n, 1, memory)
+        parameters(state, BIAS, n, 0, memory + n)
         memset(&training, 0, sizeof(training))
         training.weight, training.bias, training.eps = memory, memory + n, eps
         training.m, training.a, training.b = memory + 2 * n, memory + 3 * n, memory + 4 * n
@@ -464,9 +470,9 @@ cdef class TrainingCall(ContiguousCall):
         cdef Training training
         cdef Py_ssize_t n = self.channels, c
         cdef double count = <double>(values // n)
+        parameters(state, WEIGHT, n, 1, memory)
+        memcpy(memory + n, moments, n * sizeof(double))
         for c in range(n):
-            memory[c] = parameter(state, WEIGHT, c, 1)
-            memory[n + c] = moments[c]
             memory[2 * n + c] = 1 / sqrt(moments[2 * n + c] / count + eps)
         memset(&training, 0, sizeof(training))
         training.weight, training.mean, training.rstd = memory, memory + n, memory + 2 * n

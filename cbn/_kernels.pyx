@@ -19,10 +19,11 @@
     deviation.
 
 (d) Training forward and gradient, channels first: a task takes a few channels through sums,
-    coefficients and map, so that their slab is read from memory once if it fits in L2. While it
-    maps, it sums the channels of the task that the same thread will do next, piece by piece: so
-    reads and stores are under way together. Only where channels are too few to share out, or last,
-    are there two passes over x.
+    coefficients and map, so that their slab is read from memory once if it fits in L2. Where y of a
+    forward goes past the cache, the task sums, while it maps, the channels of the one that the same
+    thread will do next, piece by piece: so reads and stores are under way together. What stays in
+    the cache is faster in turns. Only where channels are too few to share out, or last, are there
+    two passes over x.
 
 (e) Threads: an argument, handed down to share() of _pool.h. Each thread has a share of the tasks
     and then takes from the others, so that a core which is busy elsewhere delays a task or two and
@@ -36,7 +37,7 @@
 """
 
 from cython cimport view
-from libc.math cimport NAN, isfinite, sqrt
+from libc.math cimport NAN, fabs, isfinite, sqrt
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -95,6 +96,9 @@ cdef extern from "_lanes.h" nogil:
     void scale_rows_step "cbn_scale_rows"(
         const void *x, void *y, Py_ssize_t stride, int rows, const void *ahead, const void *m,
         const void *a, const void *b, Py_ssize_t at)
+    void scale_run_step "cbn_scale_run"(
+        const void *x, const void *residual, void *y, Py_ssize_t n, double m, double a, double b,
+        double w)
     enum: LINES "CBN_LINES"
     ctypedef struct Line "cbn_line":
         pass

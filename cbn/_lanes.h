@@ -192,6 +192,16 @@ CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int ex
     return sum + a * b;
 }
 
+/* sum + value. AMD's cores convert floats where they add, and multiply elsewhere: there an FMA, of the
+ * same bits, is the sum that waits for nobody. */
+CBN_INLINE cbn_vf64 cbn_add(cbn_vf64 sum, cbn_vf64 value, int beside) {
+#if CBN_AVX2 && !defined(__AVX512F__)
+    if (beside) return (cbn_vf64)_mm256_fmadd_pd((__m256d)value, _mm256_set1_pd(1), (__m256d)sum);
+#endif
+    (void)beside;
+    return sum + value;
+}
+
 /* ---- what may follow the affine map ------------------------------------------------------- */
 
 enum {
@@ -298,6 +308,8 @@ CBN_INLINE cbn_vf64 cbn_few_f64(const double *p, int n) {
     return (cbn_vf64)_mm256_maskload_pd(p, (__m256i)cbn_first_lanes(n));
 }
 CBN_INLINE cbn_vf64 cbn_few_f32(const float *p, int n) {
+    if (n == 4) return cbn_wide_f32(p, 0);
+    if (n == 1) return (cbn_vf64)_mm256_cvtps_pd(_mm_load_ss(p)); /* as of 7 x 7 values */
     __m128i first = _mm_cmpgt_epi32(_mm_set1_epi32(n), _mm_set_epi32(3, 2, 1, 0));
     return (cbn_vf64)_mm256_cvtps_pd(_mm_maskload_ps(p, first));
 }
@@ -346,9 +358,11 @@ CBN_DEFINE_FEW(bf16)
  * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
  *                operation; _mixed: the first n with m, a, b, w, the others with those of another
- *                channel; _channels: 16 channels, m, a, b, w being WORK arrays; _row, with neither
- *                residual nor activation: n of such channels, or a few less than 16 more; _rows:
- *                16 channels, `rows` values of each, while what is read next is fetched in its order
+ *                channel; _run, with no activation: n >= 16 values, where the end, which overlaps
+ *                what comes before, is computed first, so that y may be x; _channels: 16 channels,
+ *                m, a, b, w being WORK arrays; _row, with neither residual nor activation: n of such
+ *                channels, or a few less than 16 more; _rows: 16 channels, `rows` values of each,
+ *                while what is read next is fetched in its order
  * narrow         one double into element `at` of a WORK array
  * value          one element as a double
  */
@@ -370,6 +384,42 @@ CBN_DEFINE_MIX(f64, i64)
 #define CBN_EACH_FEW(k, n) CBN_EACH(k, CBN_N64) if ((n) > k * CBN_W64)
 #define CBN_FEW(k, n) ((n) - k * CBN_W64 < CBN_W64 ? (n) - k * CBN_W64 : CBN_W64)
 
+/* The least that a run is mapped by: a vector of floats or doubles; 16 values of 16 bits. */
+#define CBN_DEFINE_STEP(T)                                                                         \
+    enum { CBN_STEP_##T = CBN_VECTOR / sizeof(cbn_##T) };                                          \
+    typedef cbn_v##T cbn_step_##T;                                                                 \
+    CBN_INLINE cbn_v##T cbn_map_##T(const cbn_##T *x, const cbn_##T *residual, double m, double a, \
+                                    double b, double w) {                                          \
+        cbn_v##T r, other;                                                                         \
+        memcpy(&r, x, sizeof r);                                                                   \
+        r = (r - (cbn_##T)m) * (cbn_##T)a + (cbn_##T)b;                                            \
+        if (residual) {                                                                            \
+            memcpy(&other, residual, sizeof other);                                                \
+            r += other * (cbn_##T)w;                                                               \
+        }                                                                                          \
+        return r;                                                                                  \
+    }                                                                                              \
+    CBN_INLINE void cbn_put_##T(cbn_##T *y, cbn_v##T r) { memcpy(y, &r, sizeof r); }
+#define CBN_DEFINE_STEP16(T)                                                                       \
+    enum { CBN_STEP_##T = CBN_LANES };                                                             \
+    typedef cbn_f32x16 cbn_step_##T;                                                               \
+    CBN_INLINE cbn_f32x16 cbn_map_##T(const cbn_##T *x, const cbn_##T *residual, double m,         \
+                                      double a, double b, double w) {                              \
+        cbn_f32x16 r = cbn_load_##T(x);                                                            \
+        CBN_EACH(k, CBN_N32) r.v[k] = (r.v[k] - (float)m) * (float)a + (float)b;                   \
+        if (residual) {                                                                            \
+            cbn_f32x16 other = cbn_load_##T(residual);                                             \
+            CBN_EACH(k, CBN_N32) r.v[k] += other.v[k] * (float)w;                                  \
+        }                                                                                          \
+        return r;                                                                                  \
+    }                                                                                              \
+    CBN_INLINE void cbn_put_##T(cbn_##T *y, cbn_f32x16 r) { cbn_store_##T(y, r); }
+#define CBN_MAPPED(T, i) cbn_map_##T(x + (i), residual ? residual + (i) : 0, m, a, b, w)
+CBN_DEFINE_STEP(f32)
+CBN_DEFINE_STEP(f64)
+CBN_DEFINE_STEP16(f16)
+CBN_DEFINE_STEP16(bf16)
+
 #define CBN_DEFINE(T, WORK, COUNT)                                                                 \
     /* x - shift; zeros beyond n, also where the shift is not finite */                            \
     CBN_INLINE cbn_vf64 cbn_few_apart_##T(const cbn_##T *x, int n, double shift) {                 \
@@ -388,13 +438,17 @@ CBN_DEFINE_MIX(f64, i64)
                                            cbn_f64x16 *product) {                                  \
         CBN_EACH(k, CBN_N64) {                                                                     \
             cbn_vf64 v = cbn_wide_##T(dy, k);                                                      \
-            total->v[k] += v;                                                                      \
+            total->v[k] = cbn_add(total->v[k], v, sizeof *x < 8);                                  \
             product->v[k] =                                                                        \
                 cbn_add_product(product->v[k], v, cbn_wide_##T(x, k), sizeof *x < 8);              \
         }                                                                                          \
     }                                                                                              \
     CBN_INLINE void cbn_squares_##T(const cbn_##T *x, cbn_f64x16 *total, cbn_f64x16 *square) {     \
-        cbn_plain_products_##T(x, x, total, square);                                               \
+        CBN_EACH(k, CBN_N64) {                                                                     \
+            cbn_vf64 v = cbn_wide_##T(x, k);                                                       \
+            total->v[k] = cbn_add(total->v[k], v, sizeof *x < 8 && k % 2);                         \
+            square->v[k] = cbn_add_product(square->v[k], v, v, sizeof *x < 8);                     \
+        }                                                                                          \
     }                                                                                              \
     CBN_INLINE void cbn_products_##T(const cbn_##T *dy, const cbn_##T *x, double mean,             \
                                      cbn_f64x16 *total, cbn_f64x16 *product) {                     \
@@ -557,6 +611,18 @@ CBN_DEFINE_MIX(f64, i64)
             cbn_store_##T(y + row * stride, r);                                                    \
         }                                                                                          \
     }                                                                                              \
+    CBN_INLINE void cbn_scale_run_##T(const cbn_##T *x, const cbn_##T *residual, cbn_##T *y,       \
+                                      Py_ssize_t n, double m, double a, double b, double w) {      \
+        enum { STEP = CBN_STEP_##T };                                                              \
+        Py_ssize_t i = 0, end = n - STEP;                                                          \
+        cbn_step_##T last = CBN_MAPPED(T, end);                                                    \
+        for (; i + STEP < end; i += 2 * STEP) {                                                    \
+            cbn_put_##T(y + i, CBN_MAPPED(T, i));                                                  \
+            cbn_put_##T(y + i + STEP, CBN_MAPPED(T, i + STEP));                                    \
+        }                                                                                          \
+        if (i < end) cbn_put_##T(y + i, CBN_MAPPED(T, i));                                         \
+        cbn_put_##T(y + end, last);                                                                \
+    }                                                                                              \
     CBN_INLINE void cbn_narrow_##T(const cbn_##T *like, double value, void *to, Py_ssize_t at) {   \
         (void)like;                                                                                \
         ((cbn_##WORK *)to)[at] = (cbn_##WORK)value;                                                \
@@ -591,6 +657,7 @@ CBN_DEFINE(bf16, f32, CBN_N32)
 #define cbn_scale_channels(p, ...) CBN_PICK(cbn_scale_channels, p)(p, __VA_ARGS__)
 #define cbn_scale_row(p, ...) CBN_PICK(cbn_scale_row, p)(p, __VA_ARGS__)
 #define cbn_scale_rows(p, ...) CBN_PICK(cbn_scale_rows, p)(p, __VA_ARGS__)
+#define cbn_scale_run(p, ...) CBN_PICK(cbn_scale_run, p)(p, __VA_ARGS__)
 #define cbn_narrow(p, ...) CBN_PICK(cbn_narrow, p)(p, __VA_ARGS__)
 #define cbn_value(p) CBN_PICK(cbn_value, p)(p)
 

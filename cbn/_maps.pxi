@@ -183,25 +183,13 @@ cdef void map_one_by_one(
     """The same as map_groups for all of some runs, without activation, not streamed. The end of
     each run is had from a group that overlaps the one before: for a run of a few groups that costs
     less than stores that are aligned."""
-    cdef Py_ssize_t k, i, end = n - LANES
-    cdef double m, a, b, w
-    cdef real[LANES] tail
+    cdef Py_ssize_t k
     for k in range(c, c + channels):
-        m, a, b = map_.m[k], map_.a[k], map_.b[k]
-        i = 0
         if residual != NULL:
-            w = map_.w[k]
-            scale_step(x + end, residual + end, <real *>tail, m, a, b, w, 0, 0, False)
-            while i <= end:
-                scale_step(x + i, residual + i, y + i, m, a, b, w, 0, 0, False)
-                i += LANES
+            scale_run_step(x, residual, y, n, map_.m[k], map_.a[k], map_.b[k], map_.w[k])
             residual += n
         else:
-            scale_step(x + end, <const real *>NULL, <real *>tail, m, a, b, 1, 0, 0, False)
-            while i <= end:
-                scale_step(x + i, <const real *>NULL, y + i, m, a, b, 1, 0, 0, False)
-                i += LANES
-        memcpy(y + end, <const real *>tail, LANES * sizeof(real))
+            scale_run_step(x, <const real *>NULL, y, n, map_.m[k], map_.a[k], map_.b[k], 1)
         x += n
         y += n
 

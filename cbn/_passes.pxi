@@ -184,7 +184,7 @@ cdef struct FirstPass:
 
 cdef inline void begin_group(
     const real *like, const FirstPass *w, Py_ssize_t group, Py_ssize_t first_block,
-    Py_ssize_t last_block, Sums *out, Summing *s
+    Py_ssize_t last_block, Sums *out, bint meanwhile, Summing *s
 ) noexcept nogil:
     """The sums of a group of channels over some of their blocks, ready for sum_piece."""
     cdef Py_ssize_t channel = group * w.size
@@ -196,7 +196,7 @@ cdef inline void begin_group(
         s.mean = w.training.mean + channel
     s.channels = min(w.size, w.from_.channels - channel)
     s.index, s.last_block = first_block, last_block
-    s.piece = PIECE if w.stream else LONG_PIECE
+    s.piece = PIECE if meanwhile else LONG_PIECE
     s.out = out
     begin_sums(like, s)
 
@@ -215,14 +215,14 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
     cdef Py_ssize_t blocks = block_count(from_)
     cdef bint ahead = w.y != NULL and turn.next >= 0
     if not turn.carries:
-        begin_group(work, w, group, 0, blocks, sums, &summing)
+        begin_group(work, w, group, 0, blocks, sums, False, &summing)
         while sum_piece(work, &summing):
             pass
     for c in range(channels):
         finish_channel(work, &sums[c], training, channel + c)
     turn.carries = ahead
     if ahead:
-        begin_group(work, w, turn.next, 0, blocks, sums, &summing)
+        begin_group(work, w, turn.next, 0, blocks, sums, True, &summing)
     if training.frozen:
         map_box(<const real *>w.dy, w.beside, <const real *>NULL, w.beside, <real *>w.y, w.to, 0,
                 from_.runs, channel, channel + channels, 0, from_.length, &map_,
@@ -243,7 +243,7 @@ cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nog
     cdef Py_ssize_t blocks = block_count(w.from_)
     cdef Summing summing
     begin_group(work, w, group, part * blocks // w.parts, (part + 1) * blocks // w.parts,
-                w.partial + part * w.from_.channels + group * w.size, &summing)
+                w.partial + part * w.from_.channels + group * w.size, False, &summing)
     while sum_piece(work, &summing):
         pass
 
@@ -266,7 +266,7 @@ cdef int pass_first(
     work.stream = streams_first(x, from_, dy, y, to, work.size)
     if groups >= TASKS // 4:
         share(<Task>first_group[real], &work, groups, num_threads,
-              LOOK_AHEAD if y != NULL else 0)
+              LOOK_AHEAD if work.stream and dy == NULL else 0)
         return 0
     work.parts = parts_of(groups, block_count(from_))
     work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))

@@ -2,11 +2,11 @@
 
 cdef enum:
     BLOCK = 4096          # values of a channel between two merges
-    PILOT = 32            # values of x that decide how its products with dy are summed
-    PILOT_ROWS = 4        # the same of rows
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
-    PIECE = 512           # values that are summed, or mapped, between others that are streamed,
-    LONG_PIECE = 1536     # and between others that are kept
+    PILOT = 8             # values of x that decide how its products with dy are summed,
+    PILOT_PART = 4        # one of them being this part of the mean, or more, away from it
+    PIECE = 512           # values of a channel that are summed between others that are mapped,
+    LONG_PIECE = 1536     # and, where nothing is mapped meanwhile, before those of the next channel
     ROW_BLOCK = 512       # rows between two merges, channels last
     ROWS_AT_ONCE = 16     # most rows that are read together,
     ROWS_BYTES = 1 << 14    # and the bytes in them, which share the first cache with their sums
@@ -143,8 +143,24 @@ cdef inline double finite_or_zero(double shift) noexcept nogil:
     return shift if isfinite(shift) else 0
 
 
+cdef inline bint is_far(
+    const real *x, Py_ssize_t stride, Py_ssize_t n, double mean
+) noexcept nogil:
+    """Whether a sum of dy * x might lose digits that one of dy * (x - mean) does not: whether none
+    of the first of n values lies far from the mean. In double each product is rounded, and any mean
+    shows."""
+    cdef Py_ssize_t k
+    if real is double:
+        return True
+    for k in range(min(n, <Py_ssize_t>PILOT)):
+        if fabs(value_of(x + k * stride) - mean) * PILOT_PART >= fabs(mean):
+            return False
+    return True
+
+
 # Runs of n values each, `stride` apart. The sums are copied, so that they stay in registers: the
-# compiler does not always put these functions in the place of their calls.
+# compiler does not always put these functions in the place of their calls. `fresh`: whether they
+# begin here; what they were is not read then.
 
 cdef inline void prefetch_group(const real *x) noexcept nogil:
     prefetch(<const char *>x + AHEAD)
@@ -153,13 +169,24 @@ cdef inline void prefetch_group(const real *x) noexcept nogil:
 
 
 cdef void runs_squares(
-    const real *x, Py_ssize_t stride, Py_ssize_t runs, Py_ssize_t n, Lanes *totals, Lanes *squares
+    const real *x, Py_ssize_t stride, Py_ssize_t runs, Py_ssize_t n, bint fresh, Lanes *totals,
+    Lanes *squares
 ) noexcept nogil:
-    cdef Lanes total = totals[0], square = squares[0]
+    cdef Lanes total, square
     cdef Py_ssize_t r, i
+    if fresh:
+        total = square = lanes_fill(0)
+    else:
+        total, square = totals[0], squares[0]
     for r in range(runs):
         i = 0
-        while i + LANES <= n:
+        while i + 2 * LANES <= n:
+            prefetch_group(x + i)
+            squares_step(x + i, &total, &square)
+            prefetch_group(x + i + LANES)
+            squares_step(x + i + LANES, &total, &square)
+            i += 2 * LANES
+        if i + LANES <= n:
             prefetch_group(x + i)
             squares_step(x + i, &total, &square)
             i += LANES
@@ -188,15 +215,27 @@ cdef void runs_moments(
 
 cdef void runs_products(
     const real *dy, Py_ssize_t dy_stride, const real *x, Py_ssize_t stride, Py_ssize_t runs,
-    Py_ssize_t n, double mean, Lanes *totals, Lanes *products
+    Py_ssize_t n, double mean, bint fresh, Lanes *totals, Lanes *products
 ) noexcept nogil:
     """The sums of dy and dy * (x - mean); a mean of 0 is not subtracted."""
-    cdef Lanes total = totals[0], product = products[0]
+    cdef Lanes total, product
     cdef Py_ssize_t r, i
+    if fresh:
+        total = product = lanes_fill(0)
+    else:
+        total, product = totals[0], products[0]
     for r in range(runs):
         i = 0
         if mean == 0:
-            while i + LANES <= n:
+            while i + 2 * LANES <= n:
+                prefetch_group(x + i)
+                prefetch_group(dy + i)
+                plain_products_step(dy + i, x + i, &total, &product)
+                prefetch_group(x + i + LANES)
+                prefetch_group(dy + i + LANES)
+                plain_products_step(dy + i + LANES, x + i + LANES, &total, &product)
+                i += 2 * LANES
+            if i + LANES <= n:
                 prefetch_group(x + i)
                 prefetch_group(dy + i)
                 plain_products_step(dy + i, x + i, &total, &product)
@@ -257,19 +296,6 @@ cdef void shifted_block(
     close_block(into, <double>(runs * n), shift, lanes_total(&total), lanes_total(&square))
 
 
-cdef inline bint is_far(const real *x, Py_ssize_t stride, const Block *block) noexcept nogil:
-    """Whether a sum of dy * x would lose digits that one of dy * (x - mean) does not: whether the
-    first values lie far from 0. In double each product is rounded, and any mean shows."""
-    cdef Lanes total = lanes_fill(0), square = lanes_fill(0)
-    cdef Py_ssize_t n = min(block.stop - block.start, <Py_ssize_t>PILOT)
-    cdef Py_ssize_t runs = min(block.last - block.first, (PILOT + n - 1) // n)
-    if real is double:
-        return True
-    else:
-        runs_squares(x + block.first * stride + block.start, stride, runs, n, &total, &square)
-        return cancelled(<double>(runs * n), lanes_total(&total), lanes_total(&square))
-
-
 cdef struct Summing:
     # The sums of up to GROUP neighbouring channels over some of their blocks, under way: they are
     # had in pieces, so that other work can be done between these.
@@ -284,6 +310,8 @@ cdef struct Summing:
     Py_ssize_t index         # of the block
     Py_ssize_t last_block
     Block block
+    double count             # values in the block
+    Py_ssize_t runs          # in a piece
     Py_ssize_t run           # where in the block the next piece begins
     Py_ssize_t channel
     Py_ssize_t at
@@ -295,45 +323,49 @@ cdef struct Summing:
 
 
 cdef inline void begin_block(Summing *s) noexcept nogil:
+    cdef Py_ssize_t length
     s.block = block_at(s.from_, s.index)
     s.run, s.channel, s.at = s.block.first, 0, s.block.start
-    memset(s.totals, 0, s.channels * sizeof(Lanes))
-    memset(s.products, 0, s.channels * sizeof(Lanes))
+    length = s.block.stop - s.block.start
+    s.count = <double>((s.block.last - s.block.first) * length)
+    s.runs = max(<Py_ssize_t>1, s.piece // length)
 
 
 cdef void begin_sums(const real *like, Summing *s) noexcept nogil:
     """Ready for sum_piece, what is not under way being given."""
     cdef Py_ssize_t c
-    cdef Block block = block_at(s.from_, s.index)
+    begin_block(s)
     for c in range(s.channels):
         s.out[c].count = s.out[c].mean = s.out[c].low = s.out[c].m2 = 0
         s.shifted[c], s.shift[c] = False, 0
-        if s.dy != NULL and is_far(<const real *>s.x + c * s.from_.channel_stride,
-                                   s.from_.run_stride, &block):
+        if s.dy != NULL and is_far(
+                <const real *>s.x + c * s.from_.channel_stride + s.block.first * s.from_.run_stride
+                + s.at, 1, s.block.stop - s.at, s.mean[c]):
             s.shift[c] = s.mean[c]
     s.owed = 0
-    begin_block(s)
 
 
 cdef inline void close_moments(const real *like, Summing *s, Py_ssize_t c) noexcept nogil:
     """The end of a block of channel c."""
-    cdef const real *x = <const real *>s.x + c * s.from_.channel_stride
-    cdef double count = <double>((s.block.last - s.block.first) * (s.block.stop - s.block.start))
-    cdef double total, square
-    if s.shifted[c]:
-        shifted_block(x, s.from_.run_stride, &s.block, finite_or_zero(s.out[c].mean), &s.out[c])
-        return
-    total, square = lanes_total(&s.totals[c]), lanes_total(&s.products[c])
-    if cancelled(count, total, square):
-        s.shifted[c] = True
-        shifted_block(x, s.from_.run_stride, &s.block, finite_or_zero(total / count), &s.out[c])
-    else:
-        close_block(&s.out[c], count, 0, total, square)
+    cdef Sums block
+    cdef double total, mean, lost, left, shift = s.out[c].mean
+    if not s.shifted[c]:
+        total = lanes_total(&s.totals[c])
+        mean = total / s.count
+        lost = total * mean
+        left = lanes_total(&s.products[c]) - lost
+        if left * CANCELLING >= lost:   # as in `cancelled`: all are finite then
+            block.count, block.mean, block.low, block.m2 = s.count, mean, 0, left
+            merge(&s.out[c], &block)
+            return
+        s.shifted[c], shift = True, mean
+    shifted_block(<const real *>s.x + c * s.from_.channel_stride, s.from_.run_stride, &s.block,
+                  finite_or_zero(shift), &s.out[c])
 
 
 cdef inline void close_products(Summing *s, Py_ssize_t c) noexcept nogil:
     cdef Sums sums
-    sums.count = <double>((s.block.last - s.block.first) * (s.block.stop - s.block.start))
+    sums.count = s.count
     sums.low = 0
     sums.mean = lanes_total(&s.totals[c])
     sums.m2 = lanes_total(&s.products[c]) - (s.mean[c] - s.shift[c]) * sums.mean
@@ -344,18 +376,20 @@ cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
     """Sum about s.piece values of one channel; how many, or 0 when all is done."""
     if s.index == s.last_block:
         return 0
-    cdef Py_ssize_t c = s.channel, run = s.run, length = s.block.stop - s.block.start
+    cdef Py_ssize_t c = s.channel, run = s.run
     cdef Py_ssize_t n = min(s.piece, s.block.stop - s.at)
-    cdef Py_ssize_t runs = min(max(<Py_ssize_t>1, s.piece // length), s.block.last - run)
+    cdef Py_ssize_t runs = min(s.runs, s.block.last - run)
+    cdef bint fresh = run == s.block.first and s.at == s.block.start
     cdef Py_ssize_t stride = s.from_.run_stride, dy_stride
     cdef const real *x = <const real *>s.x + c * s.from_.channel_stride + run * stride + s.at
     cdef const real *dy
     if s.dy != NULL:
         dy_stride = s.beside.run_stride
         dy = <const real *>s.dy + c * s.beside.channel_stride + run * dy_stride + s.at
-        runs_products(dy, dy_stride, x, stride, runs, n, s.shift[c], &s.totals[c], &s.products[c])
+        runs_products(dy, dy_stride, x, stride, runs, n, s.shift[c], fresh, &s.totals[c],
+                      &s.products[c])
     elif not s.shifted[c]:
-        runs_squares(x, stride, runs, n, &s.totals[c], &s.products[c])
+        runs_squares(x, stride, runs, n, fresh, &s.totals[c], &s.products[c])
     s.at += n
     if s.at == s.block.stop:
         s.at = s.block.start
@@ -489,16 +523,12 @@ cdef void columns_products(
     cdef bint shifted = False
     cdef const real *at
     cdef const real *dy_at
-    cdef Py_ssize_t pilot = min(row + PILOT_ROWS, last_row)
+    cdef Py_ssize_t pilot = min(last_row - row, shape.inner - row % shape.inner)
     memset(total, 0, columns * sizeof(double))
     memset(product, 0, columns * sizeof(double))
-    rows_moments(x, shape, row, pilot, columns, <const double *>NULL, <double *>total,
-                 <double *>product)
     for c in range(columns):
         # all of them: they share lines
-        shifted = shifted or real is double or cancelled(
-            <double>(pilot - row), total[c], product[c])
-        total[c] = product[c] = 0
+        shifted = shifted or is_far(x + row_at(shape, row) + c, shape.inner_stride, pilot, mean[c])
         out[c].count, out[c].low = <double>(last_row - row), 0
     while row < last_row:
         at = x + row_at(shape, row)
