@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from benchmarks.cases import EPS, Case, buffer_like
+from benchmarks.cases import EPS, Case, aligned, buffer_like
 from benchmarks.measure import Statement
 from benchmarks.peers.base import Contender, Unsupported
 from benchmarks.peers.compiled import compile_c
@@ -124,7 +124,7 @@ class OneDnnLast(Contender):
         """Return x or dy in the kernel's own layout."""
         if self.last == (self.case.layout == "last"):
             return array
-        return np.ascontiguousarray(np.moveaxis(array, 1, -1))
+        return aligned(np.moveaxis(array, 1, -1))
 
 
 class OneDnnFirst(OneDnnLast):
