@@ -9,6 +9,7 @@ cdef enum:
     WATCHED = 4
 
 cdef object ndarray = np.ndarray
+cdef object empty = np.empty
 cdef object empty_like = np.empty_like
 cdef object uint16 = np.uint16
 
@@ -369,13 +370,11 @@ cdef class TrainingCall(ContiguousCall):
     cdef object forward_into(
         self, x, const Py_buffer *given, out, State *state, double eps, double momentum
     ):
-        cdef Py_buffer taken
+        cdef Py_buffer taken, found
         cdef Training training
         cdef double *memory
         cdef int status = NO_MEMORY
         cdef bint over
-        found = np.empty((3, self.channels))
-        cdef double[:, ::1] moments = found
         if out is None:
             out = empty_like(x)
         if not self.open(out, &taken, PyBUF_WRITABLE):
@@ -383,21 +382,26 @@ cdef class TrainingCall(ContiguousCall):
         try:
             if not alike(given, &taken) or not apart(given, &taken):
                 return None
-            with nogil:
-                memory = <double *>malloc(5 * self.channels * sizeof(double))
-                if memory != NULL:
-                    training = self.forward(state, memory, eps, &moments[0, 0])
-                    status = self.run(given, NULL, &taken, &training)
-                    free(memory)
-                if status == 0:
-                    self.move(state, given, &moments[0, 0], momentum)
+            moments = empty((3, self.channels))
+            PyObject_GetBuffer(moments, &found, PyBUF_WRITABLE)
+            try:
+                with nogil:
+                    memory = <double *>malloc(5 * self.channels * sizeof(double))
+                    if memory != NULL:
+                        training = self.forward(state, memory, eps, <double *>found.buf)
+                        status = self.run(given, NULL, &taken, &training)
+                        free(memory)
+                    if status == 0:
+                        self.move(state, given, <const double *>found.buf, momentum)
+            finally:
+                PyBuffer_Release(&found)
             check(status)
             over = given.buf == taken.buf
         finally:
             PyBuffer_Release(&taken)
-        return out, found, over
+        return out, moments, over
 
-    def gradient(self, dy, x, out, const double[:, ::1] moments, double eps):
+    def gradient(self, dy, x, out, moments, double eps):
         """dx, and dweight and dbias as (2, C) float64, for the moments of x; or None."""
         cdef Py_buffer given, beside
         cdef State state
@@ -422,14 +426,12 @@ cdef class TrainingCall(ContiguousCall):
 
     cdef object gradient_into(
         self, x, const Py_buffer *given, const Py_buffer *beside, out, State *state,
-        const double[:, ::1] moments, double eps
+        moments, double eps
     ):
-        cdef Py_buffer taken
+        cdef Py_buffer taken, known, found
         cdef Training training
         cdef double *memory
         cdef int status = NO_MEMORY
-        found = np.empty((2, self.channels))
-        cdef double[:, ::1] gradients = found
         if out is None:
             out = empty_like(x)
         if not self.open(out, &taken, PyBUF_WRITABLE):
@@ -437,18 +439,28 @@ cdef class TrainingCall(ContiguousCall):
         try:
             if not alike(given, &taken) or not apart(given, &taken) or not apart(beside, &taken):
                 return None
-            with nogil:
-                memory = <double *>malloc(7 * self.channels * sizeof(double))
-                if memory != NULL:
-                    training = self.backward(
-                        state, memory, eps, &moments[0, 0], given.len // given.itemsize)
-                    training.dweight, training.dbias = &gradients[0, 0], &gradients[1, 0]
-                    status = self.run(given, beside, &taken, &training)
-                    free(memory)
+            gradients = empty((2, self.channels))
+            PyObject_GetBuffer(gradients, &found, PyBUF_WRITABLE)
+            try:
+                PyObject_GetBuffer(moments, &known, PyBUF_SIMPLE)
+                try:
+                    with nogil:
+                        memory = <double *>malloc(7 * self.channels * sizeof(double))
+                        if memory != NULL:
+                            training = self.backward(state, memory, eps, <const double *>known.buf,
+                                                     given.len // given.itemsize)
+                            training.dweight = <double *>found.buf
+                            training.dbias = training.dweight + self.channels
+                            status = self.run(given, beside, &taken, &training)
+                            free(memory)
+                finally:
+                    PyBuffer_Release(&known)
+            finally:
+                PyBuffer_Release(&found)
             check(status)
         finally:
             PyBuffer_Release(&taken)
-        return out, found
+        return out, gradients
 
     cdef Training forward(
         self, const State *state, double *memory, double eps, double *moments
