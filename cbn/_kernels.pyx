@@ -130,9 +130,11 @@ ctypedef fused real:
     bf16
 
 include "_sums.pxi"
+include "_columns.pxi"
 include "_maps.pxi"
 include "_periodic.pxi"
 include "_passes.pxi"
 include "_entry.pxi"
 include "_calls.pxi"
+include "_training.pxi"
 include "_door.pxi"

@@ -125,6 +125,7 @@ def test_the_source_distribution_holds_what_builds_and_explains_it(sources):
         "cbn/_kernels.pyi",
         "cbn/_lanes.h",
         "cbn/_lanes16.h",
+        "cbn/_activations.h",
         "cbn/_sums.pxi",
         "cbn/capi.pyx",
         "cbn/_table.pxd",
