@@ -6,8 +6,9 @@ cdef enum:
     LINES_AT_ONCE = 32      # lines whose coefficients are laid out together
     SHORT_PERIOD = 128      # values: the coefficients of fewer are repeated,
     LONG_PERIOD = 512       # and those of fewer where they fill no groups
-    SHORT_ROW = 1 << 10     # bytes: the longest period of which several are mapped together,
-    ROWS_TOGETHER = 8       # and how many
+    TOGETHER_BYTES = 1 << 13    # of neighbouring periods that are mapped together, where these are
+    TOGETHER_LEAST = 5          # so many or more,
+    TOGETHER_MOST = 8           # and at most so many
 
 
 cdef struct Periodic:
@@ -102,19 +103,21 @@ cdef inline void flat_periods(
     several are mapped together, so that coefficients are loaded once; but not where y is streamed,
     which wants to be in order."""
     cdef const char *m = flat.narrowed
-    cdef Py_ssize_t row = flat.period, end, together
+    cdef Py_ssize_t row = flat.period, end, together, rows
     if flat.stream and sizeof(real) > 2:
         while i <= last:
             i = flat_period(x, y, i, last, &phase, flat, True)
         return
     while row % LANES:
         row *= 2
-    together = row * ROWS_TOGETHER
-    while row * <Py_ssize_t>sizeof(real) <= SHORT_ROW and i + together <= last + LANES:
+    rows = min(TOGETHER_BYTES // (row * <Py_ssize_t>sizeof(real)), <Py_ssize_t>TOGETHER_MOST)
+    together = row * rows
+    while rows >= TOGETHER_LEAST and i + together <= last + LANES:
         end = i + row
         while i < end:
-            scale_rows_step(x + i, y + i, row, ROWS_TOGETHER,
-                            x + end - row + together + (i - end + row) * ROWS_TOGETHER,
+            # what is fetched is what follows all of these, in its own order
+            scale_rows_step(x + i, y + i, row, <int>rows,
+                            x + i + together + (i + row - end) * (rows - 1),
                             m, m + flat.room, m + 2 * flat.room, phase)
             i += LANES
             phase += LANES

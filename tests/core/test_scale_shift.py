@@ -95,6 +95,28 @@ def test_it_can_be_made_from_arrays():
     np.testing.assert_array_equal(f(np.array([[5.0], [0.0]])), [[11], [1]])
 
 
+@pytest.mark.parametrize("with_residual", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_runs_of_any_length_end_where_they_end(dtype, with_residual):
+    m, a, b = (oracles.array((5,), dtype, seed) for seed in range(3))
+    fused = cbn.ScaleShift(m, a, b, dtype=dtype)
+    for length in range(1, 80):
+        x = oracles.array((3, 5, length), dtype)
+        residual = oracles.array(x.shape, dtype, 4) if with_residual else None
+        expected = (x - m[:, None]) * a[:, None] + b[:, None]
+        if residual is not None:
+            expected += residual
+        room = np.full(x.size + 32, 7, dtype)
+        inside = room[16:-16].reshape(x.shape)
+        fused(x, out=inside, residual=residual)
+        np.testing.assert_array_equal(inside, expected)
+        inside[...] = x
+        fused(inside, out=inside, residual=residual)
+        np.testing.assert_array_equal(inside, expected)
+        assert (room[:16] == 7).all()
+        assert (room[-16:] == 7).all()
+
+
 def test_out_may_be_x():
     f, x = layer().fuse(), oracles.array((3, 5))
     expected = f(x)
