@@ -32,9 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
 
         run_targets(parser, options)
         return
-    known = [kind.name for kind in CONTENDERS]
+    known = known_names()
     if unknown := set(options.only or ()) - set(known):
         parser.error(f"--only: expected names of {', '.join(known)}, got {', '.join(unknown)}")
+    if missing := set(options.only or ()) - {kind.name for kind in installed()}:
+        parser.error(f"--only: not installed here: {', '.join(sorted(missing))}")
     kinds = installed([*options.only, OURS, COPY] if options.only else None)
     groups = [
         [
@@ -60,6 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
         print_markdown(groups, options.threads)
     else:
         print_groups(groups, options.threads)
+
+
+def known_names() -> list[str]:
+    """Return the names of all contenders, also of those that are not installed."""
+    return [kind.name for kind in CONTENDERS]
 
 
 def to_dict(groups: list[list[Result]], threads: int) -> dict[str, object]:
@@ -102,6 +109,8 @@ def print_groups(groups: list[list[Result]], threads: int) -> None:
         if warnings := format_warnings(group):
             print("", warnings, sep="\n")
     print()
+    if absent := sorted(set(known_names()) - {kind.name for kind in installed()}):
+        print(f"not installed here: {', '.join(absent)}")
     ran = {name for group in groups for result in group for name in result.timings}
     for kind in CONTENDERS:
         if kind.name in ran:

@@ -68,8 +68,8 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--plot",
         type=Path,
-        metavar="FILE.png",
-        help="draw time over bytes moved (needs matplotlib)",
+        metavar="FILE",
+        help="draw time over bytes moved: .png, .svg or .pdf (needs matplotlib)",
     )
     parser.add_argument(
         "--targets",
@@ -92,6 +92,12 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
             parser.error(f"--{name}: expected 1 or more, got {getattr(options, name)}")
     if options.retries < 0:
         parser.error(f"--retries: expected 0 or more, got {options.retries}")
+    if options.wheel and options.targets is None:
+        parser.error("--wheel goes with --targets alone")
+    if options.json and options.markdown:
+        parser.error("--json and --markdown: expected one of them")
+    if options.plot and not options.plot.resolve().parent.is_dir():
+        parser.error(f"--plot: there is no folder {options.plot.parent}")
     needs = ["cbn"]
     if options.dtype == "bfloat16":
         needs.append("ml_dtypes")

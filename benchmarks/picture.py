@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.load import is_busy
 from benchmarks.peers import CONTENDERS
 from benchmarks.results import COPY, OURS, Result, contenders
 
@@ -73,18 +74,25 @@ def draw(groups: Sequence[Sequence[Result]], machine: Mapping[str, Any], path: P
         frameon=False,
     )
     dtype = groups[0][0].case.dtype
+    notes = [
+        f"{machine['processor']}, kernels {machine['isa']}. Full markers write into a buffer in "
+        "use, hollow ones make their output."
+    ]
+    if any(is_busy(result.neighbours) for group in groups for result in group):
+        notes.append("Not to be trusted: other processes were busy meanwhile.")
     figure.suptitle(
-        f"Batch normalization, {dtype}, {machine['threads']} threads: lower is better\n",
+        f"Batch normalization, {dtype}, {machine['threads']} threads: lower is better"
+        + "\n" * len(notes),
         fontweight="bold",
         linespacing=2,
     )
     figure.text(
         0.5,
         1 - 0.36 / figure.get_figheight(),
-        f"{machine['processor']}, kernels {machine['isa']}. Full markers write into a buffer in "
-        "use, hollow ones make their output.",
+        "\n".join(notes),
         ha="center",
         va="top",
+        linespacing=1.8,
         fontsize=9,
         color="#555555",
     )

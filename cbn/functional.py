@@ -203,8 +203,8 @@ def batch_norm(
     Raises
     ------
     TypeError, ValueError
-        For what is not accepted above; one value per channel in training; a running_var that is
-        negative or NaN; a divisor of zero. Nothing has been changed then.
+        For what is not accepted above; one value per channel in training; in eval a running_var
+        that is negative or NaN; a divisor of zero. Nothing has been changed then.
 
     References
     ----------

@@ -75,10 +75,10 @@ class BatchNorm(LayerState):
         if array.ndim not in self._ranks:
             ranks = " or ".join(f"{rank}D" for rank in self._ranks)
             axes = " or ".join(f"({self._axes(rank)})" for rank in self._ranks)
-            raise ValueError(f"expected {ranks} input {axes}, got {array.ndim}D {array.shape}")
+            raise ValueError(f"x: expected {ranks} input {axes}, got {array.ndim}D {array.shape}")
         if array.shape[self._axis] != self._num_features:
             raise ValueError(
-                f"expected {self._num_features} channels on axis {self._axis % array.ndim} of "
+                f"x: expected {self._num_features} channels on axis {self._axis % array.ndim} of "
                 f"({self._axes(array.ndim)}), got {array.shape[self._axis]} in {array.shape}"
             )
         return array
@@ -213,8 +213,8 @@ class BatchNorm(LayerState):
             )
         elif self._last is None or not self.training:
             raise ValueError(
-                "x: expected an array, since no training forward that left its input whole came "
-                "before; got None"
+                "x: expected an array, since no training forward came before, or one that wrote "
+                "over its input; got None"
             )
         else:
             array, moments = self._last

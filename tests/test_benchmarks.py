@@ -183,6 +183,9 @@ def test_targets_of_calls() -> None:
         (["--only", "abacus"], "abacus"),
         (["--targets", "abacus"], "expected one of train, eval"),
         (["--targets", "package", "--wheel", "no.whl"], "there is no file no.whl"),
+        (["--wheel", "no.whl"], "--wheel goes with --targets alone"),
+        (["--json", "--markdown"], "expected one of them"),
+        (["--plot", "no/such/folder.png"], "there is no folder no/such"),
     ],
 )
 def test_bad_options_say_what_is_accepted(arguments: list[str], message: str) -> None:

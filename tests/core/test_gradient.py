@@ -325,7 +325,7 @@ def test_in_eval_the_statistics_are_the_running_ones():
         np.testing.assert_array_equal(got, want)
 
 
-NOTHING = "x: expected an array, since no training forward that left its input whole came before"
+NOTHING = "x: expected an array, since no training forward came before, or one that wrote over its"
 
 
 def untrained() -> cbn.BatchNorm2d:
