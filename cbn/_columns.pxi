@@ -63,7 +63,7 @@ cdef void columns_moments(
     cdef double[COLUMNS] square
     cdef bint shifted = False, again
     cdef Py_ssize_t last, c
-    cdef double count
+    cdef double count, lost
     for c in range(columns):
         out[c].count = out[c].mean = out[c].low = out[c].m2 = shift[c] = 0
     while row < last_row:
@@ -76,7 +76,8 @@ cdef void columns_moments(
             rows_moments(x, shape, row, last, columns, <const double *>NULL, <double *>total,
                          <double *>square)
             for c in range(columns):
-                again = again or cancelled(count, total[c], square[c])
+                lost = total[c] * (total[c] / count)
+                again = again or cancelled(square[c] - lost, lost)
             if again:   # all of them: they lie in the same lines
                 shifted = True
                 for c in range(columns):
@@ -96,7 +97,7 @@ cdef void columns_moments(
 
 cdef void columns_products(
     const real *dy, const Last *dy_shape, const real *x, const Last *shape, const double *mean,
-    Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
+    const double *rstd, Py_ssize_t row, Py_ssize_t last_row, Py_ssize_t columns, Sums *out
 ) noexcept nogil:
     """Sums of the gradient for up to COLUMNS neighbouring channels over some of the rows."""
     cdef double[COLUMNS] total
@@ -106,12 +107,16 @@ cdef void columns_products(
     cdef bint shifted = False
     cdef const real *at
     cdef const real *dy_at
+    cdef Py_ssize_t ahead = 0   # values to what is fetched, where rows follow each other
     cdef Py_ssize_t pilot = min(last_row - row, shape.inner - row % shape.inner)
+    if shape.inner_stride == columns and dy_shape.inner_stride == columns:
+        ahead = ROWS_BYTES // 2 // sizeof(real)
     memset(total, 0, columns * sizeof(double))
     memset(product, 0, columns * sizeof(double))
     for c in range(columns):
         # all of them: they share lines
-        shifted = shifted or is_far(x + row_at(shape, row) + c, shape.inner_stride, pilot, mean[c])
+        shifted = shifted or is_far(
+            x + row_at(shape, row) + c, shape.inner_stride, pilot, mean[c], rstd[c])
         out[c].count, out[c].low = <double>(last_row - row), 0
     while row < last_row:
         at = x + row_at(shape, row)
@@ -121,8 +126,10 @@ cdef void columns_products(
         c = 0
         if not shifted:
             while c < whole:
-                columns_plain_step(dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride,
-                                   <int>rows, &total[c], &product[c])
+                columns_plain_step(
+                    dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride, <int>rows,
+                    dy_at + ahead + c * rows if ahead else NULL, at + ahead + c * rows,
+                    &total[c], &product[c])
                 c += LANES
         while c < whole:
             columns_products_step(dy_at + c, dy_shape.inner_stride, at + c, shape.inner_stride,
@@ -137,4 +144,6 @@ cdef void columns_products(
         row += rows
     for c in range(columns):
         out[c].mean = total[c]
-        out[c].m2 = product[c] if shifted else product[c] - mean[c] * total[c]
+        out[c].m2 = product[c]
+        if not shifted and mean[c] != 0:   # 0 * inf would be NaN
+            out[c].m2 -= mean[c] * total[c]

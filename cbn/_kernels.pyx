@@ -11,8 +11,8 @@
     is then shifted at once, by the mean of what came before. Blocks are merged in their order by
     the rule of Chan, Golub and LeVeque (1979), the mean held in two doubles. Where one channel is
     the work of several tasks, its parts are fixed by the shape. Hence the same bits for any number
-    of threads, and for every build: LANES is the same in each, and the one product that is fused
-    with its sum is exact.
+    of threads, and for every build: LANES is the same in each, and what is fused with a sum, the
+    product of two floats or of a value and 1, is exact.
 
 (c) Normalization is (x - m) * a + b in the working type, m the mean rounded to that type and its
     rounding carried into b. The form x * a + b would lose all when |mean| is far above the
@@ -67,7 +67,7 @@ cdef extern from "_lanes.h" nogil:
         const void *dy, const void *x, Lanes *total, Lanes *product)
     void columns_plain_step "cbn_columns_plain"(
         const void *dy, Py_ssize_t dy_stride, const void *x, Py_ssize_t stride, int rows,
-        double *total, double *product)
+        const void *dy_ahead, const void *ahead, double *total, double *product)
     void products_step "cbn_products"(
         const void *dy, const void *x, double mean, Lanes *total, Lanes *product)
     void products_part "cbn_products_part"(

@@ -194,11 +194,11 @@ CBN_INLINE cbn_vf64 cbn_add_product(cbn_vf64 sum, cbn_vf64 a, cbn_vf64 b, int ex
 
 /* sum + value. AMD's cores convert floats where they add, and multiply elsewhere: there an FMA, of the
  * same bits, is the sum that waits for nobody. */
-CBN_INLINE cbn_vf64 cbn_add(cbn_vf64 sum, cbn_vf64 value, int beside) {
+CBN_INLINE cbn_vf64 cbn_add(cbn_vf64 sum, cbn_vf64 value, int fused) {
 #if CBN_AVX2 && !defined(__AVX512F__)
-    if (beside) return (cbn_vf64)_mm256_fmadd_pd((__m256d)value, _mm256_set1_pd(1), (__m256d)sum);
+    if (fused) return (cbn_vf64)_mm256_fmadd_pd((__m256d)value, _mm256_set1_pd(1), (__m256d)sum);
 #endif
-    (void)beside;
+    (void)fused;
     return sum + value;
 }
 
@@ -281,7 +281,8 @@ CBN_DEFINE_FEW(bf16)
  * plain_products the same for dy * x
  * columns        16 channels, `rows` values of each, into their sums of x - shift and its square;
  *                _squares: without a shift
- * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain
+ * columns_products  16 channels, `rows` values of dy and x each, into such sums; columns_plain: of
+ *                dy * x, while what is read next is fetched in its order, unless dy_ahead is NULL
  * scale          16 values of one channel: act((x - m) * a + b + residual * w), rounded after each
  *                operation; _mixed: the first n with m, a, b, w, the others with those of another
  *                channel; _run, with no activation: n >= 16 values, where the end, which overlaps
@@ -452,12 +453,12 @@ CBN_DEFINE_STEP16(bf16)
     }                                                                                              \
     CBN_INLINE void cbn_columns_plain_##T(const cbn_##T *dy, Py_ssize_t dy_stride,                 \
                                           const cbn_##T *x, Py_ssize_t stride, int rows,           \
+                                          const cbn_##T *dy_ahead, const cbn_##T *ahead,           \
                                           double *total, double *product) {                        \
         cbn_f64x16 t = cbn_load_f64(total), s = cbn_load_f64(product);                             \
-        int near = stride * (Py_ssize_t)sizeof *x <= CBN_AHEAD;                                    \
         for (int row = 0; row < rows; row++) {                                                     \
-            if (near) cbn_prefetch((const char *)x + CBN_AHEAD);                                   \
-            if (near) cbn_prefetch((const char *)dy + CBN_AHEAD);                                  \
+            if (dy_ahead) cbn_prefetch(dy_ahead + row * CBN_LANES);                                \
+            if (dy_ahead) cbn_prefetch(ahead + row * CBN_LANES);                                   \
             cbn_plain_products_##T(dy, x, &t, &s);                                                 \
             x += stride;                                                                           \
             dy += dy_stride;                                                                       \

@@ -181,8 +181,8 @@ cdef void map_one_by_one(
     const Map *map_
 ) noexcept nogil:
     """The same as map_groups for all of some runs, without activation, not streamed. The end of
-    each run is had from a group that overlaps the one before: for a run of a few groups that costs
-    less than stores that are aligned."""
+    each run is had from a vector (16-bit values: from a group) that overlaps what comes before: for
+    a run of a few groups that costs less than stores that are aligned."""
     cdef Py_ssize_t k
     for k in range(c, c + channels):
         if residual != NULL:

@@ -193,7 +193,7 @@ cdef inline void begin_group(
     s.dy = NULL
     if w.training.backward:
         s.dy = <const real *>w.dy + channel * w.beside.channel_stride
-        s.mean = w.training.mean + channel
+        s.mean, s.rstd = w.training.mean + channel, w.training.rstd + channel
     s.channels = min(w.size, w.from_.channels - channel)
     s.index, s.last_block = first_block, last_block
     s.piece = PIECE if meanwhile else LONG_PIECE
@@ -202,8 +202,9 @@ cdef inline void begin_group(
 
 
 cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept nogil:
-    """Take a group of channels through sums, coefficients and map; while that goes on, sum the
-    group that is next."""
+    """Take a group of channels through sums, coefficients and map; where the thread looks ahead,
+    sum the group that is next while mapping. A gradient does not: its sums take as long as what
+    they would wait for."""
     cdef const FirstPass *w = <const FirstPass *>work
     cdef const First *from_ = w.from_
     cdef const Training *training = w.training
@@ -213,7 +214,7 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
     cdef Py_ssize_t channels = min(w.size, from_.channels - channel)
     cdef Map map_ = map_of(training, w.stream)
     cdef Py_ssize_t blocks = block_count(from_)
-    cdef bint ahead = w.y != NULL and turn.next >= 0
+    cdef bint ahead = turn.next >= 0   # only where there is a y, and no dy
     if not turn.carries:
         begin_group(work, w, group, 0, blocks, sums, False, &summing)
         while sum_piece(work, &summing):
@@ -225,8 +226,7 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
         begin_group(work, w, turn.next, 0, blocks, sums, True, &summing)
     if training.frozen:
         map_box(<const real *>w.dy, w.beside, <const real *>NULL, w.beside, <real *>w.y, w.to, 0,
-                from_.runs, channel, channel + channels, 0, from_.length, &map_,
-                &summing if ahead else NULL)
+                from_.runs, channel, channel + channels, 0, from_.length, &map_, NULL)
     elif w.y != NULL:
         map_box(<const real *>w.x, from_, <const real *>w.dy, w.beside, <real *>w.y, w.to, 0,
                 from_.runs, channel, channel + channels, 0, from_.length, &map_,
@@ -293,7 +293,8 @@ cdef struct LastPass:
     const Last *from_
     const void *dy
     const Last *beside
-    const double *mean
+    const double *mean       # of each column, as rstd
+    const double *rstd
     Py_ssize_t step          # columns of a task
     Py_ssize_t parts
     Sums *partial            # [part, column]
@@ -310,7 +311,7 @@ cdef void last_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nogi
     cdef Sums *partial = w.partial + part * from_.channels + channel
     if w.dy != NULL:
         columns_products(<const real *>w.dy + channel, w.beside, x + channel, from_,
-                         w.mean + channel, row, last, columns, partial)
+                         w.mean + channel, w.rstd + channel, row, last, columns, partial)
     else:
         columns_moments(x + channel, from_, row, last, columns, partial)
 
@@ -349,7 +350,8 @@ cdef int column_sums(
     cdef Py_ssize_t parts = parts_of(groups, (blocks + 3) // 4 * 4 if blocks > 1 else 1)
     cdef LastPass work
     cdef Sums *partial = <Sums *>malloc(parts * columns * sizeof(Sums))
-    cdef double *mean = <double *>malloc(columns * sizeof(double))
+    cdef double *mean = <double *>malloc(2 * columns * sizeof(double))
+    cdef double *rstd = mean + columns
     if partial == NULL or mean == NULL:
         free(partial)
         free(mean)
@@ -358,8 +360,9 @@ cdef int column_sums(
         for c in range(channels):
             for k in range(columns // channels):
                 mean[c * channel_step + k * fold_step] = training.mean[c]
+                rstd[c * channel_step + k * fold_step] = training.rstd[c]
     work.x, work.from_ = x, from_
-    work.dy, work.beside, work.mean = dy, beside, mean
+    work.dy, work.beside, work.mean, work.rstd = dy, beside, mean, rstd
     work.step, work.parts, work.partial = step, parts, partial
     share(<Task>last_part[real], &work, groups * parts, num_threads, 0)
     merge_parts(x, partial, parts, columns, channels, channel_step, fold_step, rest, training,
@@ -408,8 +411,8 @@ cdef int pass_last(
         rest_ = rest
         if dy != NULL:
             columns_products(dy + wide.rows * wide.channels, &narrow_,
-                             x + wide.rows * wide.channels, &narrow_, training.mean, 0, tail,
-                             channels, rest_)
+                             x + wide.rows * wide.channels, &narrow_, training.mean,
+                             training.rstd, 0, tail, channels, rest_)
         else:
             columns_moments(x + wide.rows * wide.channels, &narrow_, 0, tail, channels, rest_)
     if column_sums(x, &wide, dy, &wide_beside, channels, 1, channels, rest_, training, num_threads):

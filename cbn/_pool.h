@@ -25,8 +25,8 @@ typedef struct {
 
 typedef void (*cbn_task)(const void *work, ptrdiff_t task, cbn_turn *turn);
 
-/* How tasks are shared out: each wants to know the next one; each thread begins with its last.
-   Not both: the next one is not known to those that go backwards. */
+/* How tasks are shared out, where not in their order alone: each wants to know the next one, or each
+   thread begins with its last. Not both: the next one is not known to those that go backwards. */
 enum { CBN_LOOK_AHEAD = 1, CBN_BACKWARDS = 2 };
 
 /* Streamed stores are weakly ordered: a thread ends its tasks with this before others may read. */

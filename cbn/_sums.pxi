@@ -3,8 +3,8 @@
 cdef enum:
     BLOCK = 4096          # values of a channel between two merges
     CANCELLING = 16       # mean^2 / variance from which a block is shifted
-    PILOT = 8             # values of x that decide how its products with dy are summed,
-    PILOT_PART = 4        # one of them being this part of the mean, or more, away from it
+    PILOT = 8             # values of x of which one must lie this part of the mean, a quarter,
+    PILOT_PART = 4        # from it, where products with dy are not shifted
     PIECE = 512           # values of a channel that are summed between others that are mapped,
     LONG_PIECE = 1536     # and, where nothing is mapped meanwhile, before those of the next channel
 
@@ -128,10 +128,10 @@ cdef inline void close_blocks(
         merge_by(&into[c], &block, &weights)
 
 
-cdef inline bint cancelled(double count, double total, double square) noexcept nogil:
-    """Whether square - total^2 / count has lost digits to cancellation, or to an overflow."""
-    cdef double lost = total * (total / count)
-    return not (square - lost) * CANCELLING >= lost
+cdef inline bint cancelled(double left, double lost) noexcept nogil:
+    """Whether what is left of a sum of squares, without lost = total^2 / count, has lost digits to
+    cancellation, or to an overflow."""
+    return not left * CANCELLING >= lost
 
 
 cdef inline double finite_or_zero(double shift) noexcept nogil:
@@ -140,18 +140,21 @@ cdef inline double finite_or_zero(double shift) noexcept nogil:
 
 
 cdef inline bint is_far(
-    const real *x, Py_ssize_t stride, Py_ssize_t n, double mean
+    const real *x, Py_ssize_t stride, Py_ssize_t n, double mean, double rstd
 ) noexcept nogil:
-    """Whether a sum of dy * x might lose digits that one of dy * (x - mean) does not: whether none
-    of the first of n values lies far from the mean. In double each product is rounded, and any mean
-    shows."""
+    """Whether a sum of dy * x might lose digits that one of dy * (x - mean) does not. The deviation
+    says so, unless the eps in it hides that x hardly varies: then none of the first of n values
+    lies away from the mean. In double each product is rounded, and any mean shows."""
     cdef Py_ssize_t k
     if real is double:
         return True
-    for k in range(min(n, <Py_ssize_t>PILOT)):
-        if fabs(value_of(x + k * stride) - mean) * PILOT_PART >= fabs(mean):
-            return False
-    return True
+    else:
+        if not (mean * rstd) * (mean * rstd) <= CANCELLING:
+            return True
+        for k in range(min(n, <Py_ssize_t>PILOT)):
+            if fabs(value_of(x + k * stride) - mean) * PILOT_PART >= fabs(mean):
+                return False
+        return True
 
 
 # Runs of n values each, `stride` apart. The sums are copied, so that they stay in registers: the
@@ -299,7 +302,8 @@ cdef struct Summing:
     const First *from_
     const void *dy           # in the gradient, or NULL
     const First *beside
-    const double *mean       # in the gradient
+    const double *mean       # in the gradient, as rstd
+    const double *rstd
     Sums *out
     Py_ssize_t channels
     Py_ssize_t piece         # values to sum at a time
@@ -336,7 +340,7 @@ cdef void begin_sums(const real *like, Summing *s) noexcept nogil:
         s.shifted[c], s.shift[c] = False, 0
         if s.dy != NULL and is_far(
                 <const real *>s.x + c * s.from_.channel_stride + s.block.first * s.from_.run_stride
-                + s.at, 1, s.block.stop - s.at, s.mean[c]):
+                + s.at, 1, s.block.stop - s.at, s.mean[c], s.rstd[c]):
             s.shift[c] = s.mean[c]
     s.owed = 0
 
@@ -350,7 +354,7 @@ cdef inline void close_moments(const real *like, Summing *s, Py_ssize_t c) noexc
         mean = total / s.count
         lost = total * mean
         left = lanes_total(&s.products[c]) - lost
-        if left * CANCELLING >= lost:   # as in `cancelled`: all are finite then
+        if not cancelled(left, lost):
             block.count, block.mean, block.low, block.m2 = s.count, mean, 0, left
             merge(&s.out[c], &block)
             return
@@ -364,7 +368,9 @@ cdef inline void close_products(Summing *s, Py_ssize_t c) noexcept nogil:
     sums.count = s.count
     sums.low = 0
     sums.mean = lanes_total(&s.totals[c])
-    sums.m2 = lanes_total(&s.products[c]) - (s.mean[c] - s.shift[c]) * sums.mean
+    sums.m2 = lanes_total(&s.products[c])
+    if s.shift[c] != s.mean[c]:   # 0 * inf would be NaN
+        sums.m2 -= (s.mean[c] - s.shift[c]) * sums.mean
     add(&s.out[c], &sums)
 
 

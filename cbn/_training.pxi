@@ -176,6 +176,8 @@ cdef class TrainingCall(ContiguousCall):
             try:
                 PyObject_GetBuffer(moments, &known, PyBUF_SIMPLE)
                 try:
+                    if known.len != 3 * self.channels * <Py_ssize_t>sizeof(double):
+                        return None
                     with nogil:
                         memory = <double *>malloc(7 * self.channels * sizeof(double))
                         if memory != NULL:

@@ -27,7 +27,7 @@ SHAPES = {
     "many rows": (1500, 3),
     "more rows than a block": (5000, 5),
     "wide rows": (9, 300),
-    "rows that are mapped by sixes": (19, 320),
+    "rows of 320": (19, 320),
     "one channel": (3, 1, 50),
     "pixels": (5, 3, 1, 1),
     "runs of 2": (70, 17, 2),

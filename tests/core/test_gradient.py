@@ -413,3 +413,37 @@ def test_dweight_of_a_channel_that_hardly_varies_keeps_its_digits(axis):
     moved = [np.ascontiguousarray(np.moveaxis(array, 1, axis)) for array in (dy, x)]
     _, dweight, _ = cbn.batch_norm_backward(*moved, np.ones(16), mean, rstd, axis=axis)
     np.testing.assert_allclose(dweight, expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+@pytest.mark.parametrize("outliers", [np.s_[0, :, 0], np.s_[:, :, 0], np.s_[:, :, :20]])
+@pytest.mark.parametrize("mean", [30, 1000, 1e6])
+def test_dweight_keeps_its_digits_beside_a_few_values_far_from_the_mean(mean, outliers, axis):
+    rng = np.random.default_rng(0)
+    x = rng.normal(mean, 0.1, (2, 7, 4563)).astype(np.float32)
+    x[outliers] = 0
+    dy = rng.normal(size=x.shape).astype(np.float32)
+    exact = oracles.statistics(x)
+    for centre, rstd in [
+        (exact.mean, 1 / np.sqrt(exact.var + np.longdouble(1e-5))),
+        (np.full(7, mean), np.full(7, 10)),  # in eval the outliers do not show in these
+    ]:
+        centre, rstd = centre.astype(np.float64), rstd.astype(np.float64)
+        moved = [np.ascontiguousarray(np.moveaxis(array, 1, axis)) for array in (dy, x)]
+        got = cbn.batch_norm_backward(*moved, np.ones(7), centre, rstd, axis=axis)[1:]
+        expected = oracles.gradient(dy, x, centre, rstd, None, True)
+        assert_sums_are_exact(got, expected, dy, x, centre, rstd)
+
+
+@pytest.mark.parametrize("axis", [1, -1])
+def test_an_infinite_slope_gives_infinite_sums(axis):
+    dy, x = np.ones((2, 4, 3, 40))
+    x[0, :, 0] = 2
+    dy[0, 1, 3] = np.inf
+    dy, x = (np.ascontiguousarray(np.moveaxis(array, 1, axis)) for array in (dy, x))
+    mean, rstd = np.array([0, 1.5, 1.5]), np.ones(3)
+    _, dweight, dbias = cbn.batch_norm_backward(dy, x, np.ones(3), mean, rstd, axis=axis)
+    assert dbias[1] == np.inf
+    assert dweight[1] == -np.inf
+    assert np.isfinite(dweight[[0, 2]]).all()
+    assert np.isfinite(dbias[[0, 2]]).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -96,16 +97,22 @@ def test_it_can_be_made_from_arrays():
 
 
 @pytest.mark.parametrize("with_residual", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_runs_of_any_length_end_where_they_end(dtype, with_residual):
-    m, a, b = (oracles.array((5,), dtype, seed) for seed in range(3))
+@pytest.mark.parametrize(
+    "dtype",
+    [np.float16, ml_dtypes.bfloat16, np.float32, np.float64],
+    ids=lambda dtype: np.dtype(dtype).name,
+)
+def test_runs_of_many_lengths_end_where_they_end(dtype, with_residual):
+    work = np.promote_types(dtype, np.float32)
+    m, a, b = (oracles.array((5,), work, seed) for seed in range(3))
     fused = cbn.ScaleShift(m, a, b, dtype=dtype)
-    for length in range(1, 80):
-        x = oracles.array((3, 5, length), dtype)
-        residual = oracles.array(x.shape, dtype, 4) if with_residual else None
-        expected = (x - m[:, None]) * a[:, None] + b[:, None]
+    for length in [*range(1, 80), 127, 128, 129, 200, 255, 256, 257]:
+        x = oracles.array((3, 5, length), np.float64).astype(dtype)
+        residual = oracles.array(x.shape, np.float64, 4).astype(dtype) if with_residual else None
+        expected = (x.astype(work) - m[:, None]) * a[:, None] + b[:, None]
         if residual is not None:
-            expected += residual
+            expected += residual.astype(work)
+        expected = expected.astype(dtype)
         room = np.full(x.size + 32, 7, dtype)
         inside = room[16:-16].reshape(x.shape)
         fused(x, out=inside, residual=residual)
@@ -113,6 +120,10 @@ def test_runs_of_any_length_end_where_they_end(dtype, with_residual):
         inside[...] = x
         fused(inside, out=inside, residual=residual)
         np.testing.assert_array_equal(inside, expected)
+        if residual is not None:
+            inside[...] = residual
+            fused(x, out=inside, residual=inside)
+            np.testing.assert_array_equal(inside, expected)
         assert (room[:16] == 7).all()
         assert (room[-16:] == 7).all()
 

@@ -233,3 +233,11 @@ def test_calls_on_foreign_dtypes_leave_nothing_behind():
         with pytest.raises(TypeError, match="x: expected float16"):
             bn(np.zeros((2, 5), f"S{size}"))
     assert not bn._training_calls
+
+
+def test_moments_of_another_size_are_not_read():
+    bn, x = layer_for((5, 19, 7)), oracles.array((5, 19, 7))
+    call = bn._training_call(x.dtype)
+    for wrong in (np.zeros((3, 1)), np.zeros((3, 19), np.float32)):
+        assert call.gradient(x, x, None, wrong, 1e-5) is None
+    assert call.gradient(x, x, None, np.ones((3, 19)), 1e-5) is not None
