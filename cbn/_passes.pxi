@@ -38,12 +38,38 @@ cdef inline double round_like(const real *like, double value) noexcept nogil:
         return <double><float>value
 
 
+cdef inline double product_error(double a, double b, double product) noexcept nogil:
+    """a * b - product, exactly (Dekker 1971), where nothing overflows."""
+    cdef double split = 134217729.0, c = split * a, d = split * b   # 2^27 + 1
+    cdef double a_high = c - (c - a), b_high = d - (d - b)
+    cdef double a_low = a - a_high, b_low = b - b_high
+    return ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+cdef inline double scale_of(
+    const real *like, double variance, double weight, double eps
+) noexcept nogil:
+    """weight / sqrt(variance + eps); in double with a step of Newton's, since three roundings would
+    show in the result."""
+    cdef double square = variance + eps, root = sqrt(square), scale = weight / root
+    cdef double left, more, away
+    if real is double:
+        left = variance - (square - eps) if variance < eps else eps - (square - variance)
+        more = root * root
+        away = ((square - more) - product_error(root, root, more) + left) / (2 * root)
+        more = scale * root
+        left = ((weight - more) - product_error(scale, root, more) - scale * away) / root
+        if isfinite(left):
+            scale += left
+    return scale
+
+
 cdef inline void coefficients(
     const real *like, double mean, double low, double variance, double weight, double bias,
     double eps, double *m, double *a, double *b
 ) noexcept nogil:
     """(x - m) * a + b, each rounded to the working type, m's rounding carried into b."""
-    cdef double scale = weight / sqrt(variance + eps)
+    cdef double scale = scale_of(like, variance, weight, eps)
     m[0] = round_like(like, mean)
     a[0] = round_like(like, scale)
     b[0] = round_like(like, bias + ((m[0] - mean) - low) * scale)

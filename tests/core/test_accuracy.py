@@ -94,6 +94,17 @@ def test_float64_eval_output_is_within_3_ulp(shape, layout):
         assert error <= oracles.MAX_ULP, mean
 
 
+def test_the_scale_of_float64_is_rounded_once():
+    rng = np.random.default_rng(4)
+    weight, var = rng.normal(0, 3, 20_000), np.exp(rng.normal(0, 8, 20_000))
+    for eps in (0.0, 1e-5, 1.0):
+        x = np.ones((1, weight.size))
+        y = cbn.batch_norm(x, np.zeros(weight.size), var, weight, eps=eps)
+        exact = weight / np.sqrt(var.astype(np.longdouble) + np.longdouble(eps))
+        error = np.abs(y[0] - exact) / np.spacing(np.abs(y[0]))
+        assert 0.45 < np.max(error) < 0.505, eps
+
+
 @given(oracles.inputs())
 def test_training_agrees_with_the_oracle_on_any_shape(drawn):
     x, axis = drawn
