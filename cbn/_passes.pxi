@@ -51,16 +51,18 @@ cdef inline double scale_of(
 ) noexcept nogil:
     """weight / sqrt(variance + eps); in double with a step of Newton's, since three roundings would
     show in the result."""
-    cdef double square = variance + eps, root = sqrt(square), scale = weight / root
-    cdef double left, more, away
+    cdef double total = variance + eps, root = sqrt(total), scale = weight / root
+    cdef double total_error, root_error, scale_error, product
     if real is double:
-        left = variance - (square - eps) if variance < eps else eps - (square - variance)
-        more = root * root
-        away = ((square - more) - product_error(root, root, more) + left) / (2 * root)
-        more = scale * root
-        left = ((weight - more) - product_error(scale, root, more) - scale * away) / root
-        if isfinite(left):
-            scale += left
+        total_error = (variance - (total - eps) if variance < eps else eps - (total - variance))
+        product = root * root
+        root_error = (
+            (total - product) - product_error(root, root, product) + total_error) / (2 * root)
+        product = scale * root
+        scale_error = (
+            (weight - product) - product_error(scale, root, product) - scale * root_error) / root
+        if isfinite(scale_error):
+            scale += scale_error
     return scale
 
 
@@ -229,8 +231,7 @@ cdef inline void begin_group(
 
 cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept nogil:
     """Take a group of channels through sums, coefficients and map; where the thread looks ahead,
-    sum the group that is next while mapping. A gradient does not: its sums take as long as what
-    they would wait for."""
+    sum the group that is next while mapping. In a gradient that gains nothing."""
     cdef const FirstPass *w = <const FirstPass *>work
     cdef const First *from_ = w.from_
     cdef const Training *training = w.training
