@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -14,7 +13,6 @@ from ._threads import check_num_threads, threads_for
 __all__ = ["BatchStats", "batch_stats"]
 
 
-@dataclass(frozen=True, eq=False)
 class BatchStats:
     """Count, mean and sum of squared deviations of each channel, over some values.
 
@@ -32,20 +30,44 @@ class BatchStats:
         What `mean` lost when it was rounded to float64; 0 by default.
     """
 
+    # No dataclass: to load that module and to make one was a third of `import cbn`.
+    __slots__ = ("count", "m2", "mean", "mean_low")
     count: int
     mean: np.ndarray
     m2: np.ndarray
-    mean_low: np.ndarray | None = None
+    mean_low: np.ndarray | None
 
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise ValueError(f"count: expected an int >= 1, got {self.count}")
-        low_shape = self.mean.shape if self.mean_low is None else self.mean_low.shape
-        if self.mean.ndim != 1 or not self.mean.shape == self.m2.shape == low_shape:
+    def __init__(
+        self, count: int, mean: np.ndarray, m2: np.ndarray, mean_low: np.ndarray | None = None
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"count: expected an int >= 1, got {count}")
+        low_shape = mean.shape if mean_low is None else mean_low.shape
+        if mean.ndim != 1 or not mean.shape == m2.shape == low_shape:
             raise ValueError(
-                f"mean, m2, mean_low: expected one shape (C,), got {self.mean.shape}, "
-                f"{self.m2.shape} and {low_shape}"
+                f"mean, m2, mean_low: expected one shape (C,), got {mean.shape}, "
+                f"{m2.shape} and {low_shape}"
             )
+        put = super().__setattr__
+        put("count", count)
+        put("mean", mean)
+        put("m2", m2)
+        put("mean_low", mean_low)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{name}: BatchStats do not change; make others")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{name}: BatchStats do not change; make others")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.count, self.mean, self.m2, self.mean_low)
+
+    def __repr__(self) -> str:
+        return (
+            f"BatchStats(count={self.count!r}, mean={self.mean!r}, m2={self.m2!r}, "
+            f"mean_low={self.mean_low!r})"
+        )
 
     @property
     def var(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import operator
@@ -159,8 +160,11 @@ def test_a_reduction_over_arrays_is_the_sum():
     assert_is_whole(cbn.BatchStats.from_array(reduced), np.concatenate(x))
 
 
-def test_pickled_statistics_are_the_same():
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(some())).to_array(), some().to_array())
+@pytest.mark.parametrize(
+    "duplicate", [copy.copy, copy.deepcopy, lambda stats: pickle.loads(pickle.dumps(stats))]
+)
+def test_copied_statistics_are_the_same(duplicate):
+    np.testing.assert_array_equal(duplicate(some()).to_array(), some().to_array())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import ml_dtypes
 import numpy as np
 import oracles
@@ -49,8 +47,18 @@ def test_they_are_float64_whatever_the_dtype_of_x(dtype):
 
 def test_they_cannot_be_assigned_to():
     stats = cbn.batch_stats(np.ones((2, 1)))
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError, match="count: BatchStats do not change"):
         stats.count = 3
+    with pytest.raises(AttributeError, match="mean: BatchStats do not change"):
+        del stats.mean
+    with pytest.raises(AttributeError, match="other: BatchStats do not change"):
+        stats.other = 3
+    assert (stats.count, stats.mean.tolist()) == (2, [1.0])
+
+
+def test_they_show_their_fields():
+    stats = cbn.BatchStats(3, np.array([1.5]), np.array([2.0]))
+    assert repr(stats) == "BatchStats(count=3, mean=array([1.5]), m2=array([2.]), mean_low=None)"
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
