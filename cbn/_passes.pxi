@@ -6,6 +6,7 @@ cdef enum:
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
     SHORT_COLUMNS = 1 << 15  # most columns that short runs are taken for at a time
     FEW_COLUMNS = 128       # of rows that are too few to share out: the fewest of a task
+    WINDOW_BYTES = 1 << 24  # of few channels, to stay in the last cache between two passes
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
     MERGED = 256            # channels whose parts one task merges
 
@@ -117,6 +118,23 @@ cdef inline Map map_of(const Training *training, bint stream) noexcept nogil:
     map_.m, map_.a, map_.b, map_.w = training.m, training.a, training.b, training.w
     map_.activation, map_.slope, map_.stream, map_.order = 0, 0, stream, BACKWARDS
     return map_
+
+
+cdef inline const double *after(const double *values, Py_ssize_t channel) noexcept nogil:
+    return values + channel if values != NULL else NULL
+
+
+cdef inline Training from_channel(const Training *training, Py_ssize_t channel) noexcept nogil:
+    """What is left of the arrays from a channel on."""
+    cdef Training rest = training[0]
+    rest.weight, rest.bias = after(rest.weight, channel), after(rest.bias, channel)
+    rest.m, rest.a = <double *>after(rest.m, channel), <double *>after(rest.a, channel)
+    rest.b, rest.w = <double *>after(rest.b, channel), <double *>after(rest.w, channel)
+    rest.mean, rest.low = <double *>after(rest.mean, channel), <double *>after(rest.low, channel)
+    rest.m2, rest.rstd = <double *>after(rest.m2, channel), after(rest.rstd, channel)
+    rest.dweight = <double *>after(rest.dweight, channel)
+    rest.dbias = <double *>after(rest.dbias, channel)
+    return rest
 
 
 cdef struct Merging:
@@ -275,13 +293,57 @@ cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nog
         pass
 
 
+cdef int pass_few(
+    const real *x, const First *from_, const real *dy, const First *beside, real *y,
+    const First *to, const Training *training, Py_ssize_t size, bint stream, int num_threads
+) noexcept nogil:
+    """pass_first for channels that are too few to share out: parts of their sums are tasks."""
+    cdef Py_ssize_t groups = (from_.channels + size - 1) // size
+    cdef Map map_
+    cdef FirstPass work
+    work.x, work.from_ = x, from_
+    work.dy, work.beside = dy, beside
+    work.y, work.to, work.training = y, to, training
+    work.size, work.stream = size, stream
+    work.parts = parts_of(groups, block_count(from_))
+    work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
+    if work.partial == NULL:
+        return NO_MEMORY
+    share(<Task>first_part[real], &work, groups * work.parts, num_threads, 0)
+    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
+                num_threads)
+    free(work.partial)
+    if y != NULL:
+        map_ = map_of(training, stream)
+        if training.frozen:
+            map_first(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
+        else:
+            map_first(x, from_, dy, beside, y, to, &map_, num_threads)
+    return 0
+
+
+cdef inline Py_ssize_t window_of(const First *shape, Py_ssize_t value_bytes) noexcept nogil:
+    """Channels to take through sums and map at a time, so that they stay in the last cache."""
+    cdef Py_ssize_t bytes_ = shape.runs * shape.length * value_bytes
+    cdef Py_ssize_t most = max(<Py_ssize_t>1, WINDOW_BYTES // bytes_)
+    cdef Py_ssize_t windows = (shape.channels + most - 1) // most
+    return (shape.channels + windows - 1) // windows
+
+
+cdef inline First some_channels(const First *shape, Py_ssize_t channels) noexcept nogil:
+    cdef First result = shape[0]
+    result.channels = channels
+    return result
+
+
 cdef int pass_first(
     const real *x, const First *from_, const real *dy, const First *beside, real *y,
     const First *to, const Training *training, int num_threads
 ) noexcept nogil:
     """Sums of x (and dy) and, where y is given, the map into it."""
-    cdef Py_ssize_t groups
-    cdef Map map_
+    cdef Py_ssize_t groups, channel = 0, n, window
+    cdef First from_n, beside_n, to_n
+    cdef Training training_n
     cdef FirstPass work
     if is_short(from_) and (dy == NULL or is_short(beside)) and (y == NULL or is_short(to)):
         return pass_short(x, from_, dy, beside, y, to, training, num_threads)
@@ -295,20 +357,17 @@ cdef int pass_first(
         share(<Task>first_group[real], &work, groups, num_threads,
               LOOK_AHEAD if work.stream and dy == NULL else 0)
         return 0
-    work.parts = parts_of(groups, block_count(from_))
-    work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
-    if work.partial == NULL:
-        return NO_MEMORY
-    share(<Task>first_part[real], &work, groups * work.parts, num_threads, 0)
-    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
-                num_threads)
-    free(work.partial)
-    if y != NULL:
-        map_ = map_of(training, work.stream)
-        if training.frozen:
-            map_first(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
-        else:
-            map_first(x, from_, dy, beside, y, to, &map_, num_threads)
+    window = window_of(from_, sizeof(real) if dy == NULL else 2 * sizeof(real))
+    while channel < from_.channels:
+        n = min(window, from_.channels - channel)
+        from_n, beside_n = some_channels(from_, n), some_channels(beside, n)
+        to_n, training_n = some_channels(to, n), from_channel(training, channel)
+        if pass_few(x + channel * from_.channel_stride, &from_n,
+                    dy + channel * beside.channel_stride if dy != NULL else NULL, &beside_n,
+                    y + channel * to.channel_stride if y != NULL else NULL, &to_n, &training_n,
+                    work.size, work.stream, num_threads):
+            return NO_MEMORY
+        channel += n
     return 0
 
 
@@ -469,23 +528,6 @@ cdef inline Last as_rows(const First *shape, Py_ssize_t channels) noexcept nogil
     rows.inner_stride = shape.run_stride
     rows.outer_stride = 0
     return rows
-
-
-cdef inline const double *after(const double *values, Py_ssize_t channel) noexcept nogil:
-    return values + channel if values != NULL else NULL
-
-
-cdef inline Training from_channel(const Training *training, Py_ssize_t channel) noexcept nogil:
-    """What is left of the arrays from a channel on."""
-    cdef Training rest = training[0]
-    rest.weight, rest.bias = after(rest.weight, channel), after(rest.bias, channel)
-    rest.m, rest.a = <double *>after(rest.m, channel), <double *>after(rest.a, channel)
-    rest.b, rest.w = <double *>after(rest.b, channel), <double *>after(rest.w, channel)
-    rest.mean, rest.low = <double *>after(rest.mean, channel), <double *>after(rest.low, channel)
-    rest.m2, rest.rstd = <double *>after(rest.m2, channel), after(rest.rstd, channel)
-    rest.dweight = <double *>after(rest.dweight, channel)
-    rest.dbias = <double *>after(rest.dbias, channel)
-    return rest
 
 
 cdef int map_short(

@@ -13,6 +13,7 @@ import cbn
 DTYPES = [np.dtype(dtype) for dtype in ("float16", ml_dtypes.bfloat16, "float32", "float64")]
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: dtype.name)
 STREAMED = 9 << 20  # bytes of x; from 8 MiB on
+WINDOW = 16 << 20  # bytes of x, or of x and dy: more of few channels are taken some at a time
 
 
 def values(shape: tuple[int, ...], dtype: np.dtype, seed: int) -> np.ndarray:
@@ -44,6 +45,29 @@ def test_a_gradient_in_place_gives_the_bits_of_another_output(over, dtype):
     out = {"x": x, "dy": dy}[over]
     assert cbn.batch_norm_backward(dy, x, None, mean, rstd, out=out)[0] is out
     np.testing.assert_array_equal(out, expected)
+
+
+@each_dtype
+@pytest.mark.parametrize("training", [True, False])
+def test_few_channels_that_fill_the_cache_give_the_bits_of_each_alone(training, dtype):
+    shape = (WINDOW // (2 * 1001 * dtype.itemsize) + 1, 3, 1001)  # two are more than a window
+    x, dy = (values(shape, dtype, seed) for seed in (3, 4))
+    weight, bias, mean = (oracles.array((3,), np.float64, seed) for seed in range(3))
+    rstd = np.array([0.7, 0.8, 0.9])
+    stats = cbn.batch_stats(x)
+    y = cbn.batch_norm(x, None, None, weight, bias, training=True)
+    gradients = cbn.batch_norm_backward(dy, x, weight, mean, rstd, training=training)
+    for c in range(3):
+        one = slice(c, c + 1)
+        few = x[:, one], None, None, weight[one], bias[one]
+        np.testing.assert_array_equal(y[:, one], cbn.batch_norm(*few, training=True))
+        np.testing.assert_array_equal(stats.m2[one], cbn.batch_stats(x[:, one]).m2)
+        alone = cbn.batch_norm_backward(
+            dy[:, one], x[:, one], weight[one], mean[one], rstd[one], training=training
+        )
+        np.testing.assert_array_equal(gradients[0][:, one], alone[0])
+        for given, expected in zip(gradients[1:], alone[1:], strict=True):
+            np.testing.assert_array_equal(given[one], expected)
 
 
 @builds.each_build
