@@ -262,8 +262,7 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
     cdef bint ahead = turn.next >= 0   # only where there is a y, and no dy
     if not turn.carries:
         begin_group(work, w, group, 0, blocks, sums, False, &summing)
-        while sum_piece(work, &summing):
-            pass
+        sum_all(work, &summing)
     for c in range(channels):
         finish_channel(work, &sums[c], training, channel + c)
     turn.carries = ahead
@@ -277,8 +276,7 @@ cdef void first_group(const real *work, Py_ssize_t group, Turn *turn) noexcept n
                 from_.runs, channel, channel + channels, 0, from_.length, &map_,
                 &summing if ahead else NULL)
     if ahead:
-        while sum_piece(work, &summing):
-            pass
+        sum_all(work, &summing)
 
 
 cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nogil:
@@ -289,8 +287,7 @@ cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nog
     cdef Summing summing
     begin_group(work, w, group, part * blocks // w.parts, (part + 1) * blocks // w.parts,
                 w.partial + part * w.from_.channels + group * w.size, False, &summing)
-    while sum_piece(work, &summing):
-        pass
+    sum_all(work, &summing)
 
 
 cdef int pass_few(

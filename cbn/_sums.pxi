@@ -7,6 +7,8 @@ cdef enum:
     PILOT_PART = 4        # from it, where products with dy are not shifted
     PIECE = 512           # values of a channel that are summed between others that are mapped,
     LONG_PIECE = 1536     # and, where nothing is mapped meanwhile, before those of the next channel
+    ROW_RUN = 1024        # values: the longest runs of a gradient that are summed by rows,
+    ROW_BYTES = 1 << 11   # and what a row of them holds at least
 
 
 cdef struct Sums:
@@ -214,16 +216,21 @@ cdef void runs_moments(
 
 cdef void runs_products(
     const real *dy, Py_ssize_t dy_stride, const real *x, Py_ssize_t stride, Py_ssize_t runs,
-    Py_ssize_t n, double mean, bint fresh, Lanes *totals, Lanes *products
+    Py_ssize_t n, const double *means, bint fresh, bint each, Lanes *totals, Lanes *products
 ) noexcept nogil:
-    """The sums of dy and dy * (x - mean); a mean of 0 is not subtracted."""
+    """The sums of dy and dy * (x - mean), a mean of 0 not being subtracted; with `each`, those of
+    each run, which has a mean of its own."""
     cdef Lanes total, product
     cdef Py_ssize_t r, i
-    if fresh:
-        total = product = lanes_fill(0)
-    else:
-        total, product = totals[0], products[0]
+    cdef double mean = means[0]
     for r in range(runs):
+        if each:
+            mean = means[r]
+        if r == 0 or each:
+            if fresh:
+                total = product = lanes_fill(0)
+            else:
+                total, product = totals[0], products[0]
         i = 0
         if mean == 0:
             while i + 2 * LANES <= n:
@@ -246,7 +253,10 @@ cdef void runs_products(
             products_part(dy + i, x + i, <int>(n - i), mean, &total, &product)
         x += stride
         dy += dy_stride
-    totals[0], products[0] = total, product
+        if each or r == runs - 1:
+            totals[0], products[0] = total, product
+            totals += 1
+            products += 1
 
 
 # ---- channels first ------------------------------------------------------------------------------
@@ -388,7 +398,7 @@ cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
     if s.dy != NULL:
         dy_stride = s.beside.run_stride
         dy = <const real *>s.dy + c * s.beside.channel_stride + run * dy_stride + s.at
-        runs_products(dy, dy_stride, x, stride, runs, n, s.shift[c], fresh, &s.totals[c],
+        runs_products(dy, dy_stride, x, stride, runs, n, &s.shift[c], fresh, False, &s.totals[c],
                       &s.products[c])
     elif not s.shifted[c]:
         runs_squares(x, stride, runs, n, fresh, &s.totals[c], &s.products[c])
@@ -409,6 +419,33 @@ cdef Py_ssize_t sum_piece(const real *like, Summing *s) noexcept nogil:
                 if s.index < s.last_block:
                     begin_block(s)
     return n * runs
+
+
+cdef void sum_block(const real *like, Summing *s) noexcept nogil:
+    """Sum a block of the gradient, all channels of a run before the next run: that is the order of
+    memory, which pays where runs are short. Forward, where half as much is read, it does not."""
+    cdef Py_ssize_t run, c
+    cdef const real *x = <const real *>s.x
+    cdef const real *dy = <const real *>s.dy
+    for run in range(s.block.first, s.block.last):
+        runs_products(dy + run * s.beside.run_stride, s.beside.channel_stride,
+                      x + run * s.from_.run_stride, s.from_.channel_stride, s.channels,
+                      s.from_.length, s.shift, run == s.block.first, True, s.totals, s.products)
+    for c in range(s.channels):
+        close_products(s, c)
+    s.index += 1
+    if s.index < s.last_block:
+        begin_block(s)
+
+
+cdef void sum_all(const real *like, Summing *s) noexcept nogil:
+    """Sum all that is left."""
+    if s.dy != NULL and s.from_.length <= ROW_RUN and (
+            s.channels * s.from_.length * <Py_ssize_t>sizeof(real) >= ROW_BYTES):
+        while s.index < s.last_block:   # whole blocks: in a gradient nothing is mapped meanwhile
+            sum_block(like, s)
+    while sum_piece(like, s):
+        pass
 
 
 cdef inline void sum_meanwhile(

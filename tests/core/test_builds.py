@@ -36,6 +36,7 @@ SHAPES = {
     "runs of 17": (9, 5, 17),
     "runs of 49": (6, 70, 49),
     "7x7": (40, 33, 7, 7),
+    "many of 7x7": (2, 340, 7, 7),
     "a run of two blocks": (2, 3, 4099),
     "one channel of many blocks": (2, 1, 40_001),
     "runs of 7 pieces": (4, 70, 10, 10, 7),

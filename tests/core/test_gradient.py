@@ -26,8 +26,12 @@ SHAPES = [
     (1, 1, 5000),
     (3, 19, 7, 7),
     (4, 3, 56, 56),
+    (2, 340, 7, 7),
     (2, 31, 2, 3, 4),
 ]
+# dx has three roundings more than y, two of dy * w and one of a sum: 3.6 was seen in 14 million
+# values, where y came to 2.6.
+MAX_ULP = 4.0
 # Mean and deviation of x.
 PLACES = [(0, 1e-2), (1, 1), (0, 1e3), (1e3, 1e-2), (1e6, 1e-2), (1e6, 1e3)]
 LAYERS = {2: cbn.BatchNorm1d, 3: cbn.BatchNorm1d, 4: cbn.BatchNorm2d, 5: cbn.BatchNorm3d}
@@ -60,7 +64,7 @@ def assert_sums_are_exact(got, expected: oracles.Gradient, dy, x, mean, rstd) ->
 @each_mode
 @each_layout
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_it_is_within_3_ulp_of_its_largest_term(shape, layout, training, dtype):
+def test_it_is_within_4_ulp_of_its_largest_term(shape, layout, training, dtype):
     for mean, deviation in PLACES if np.dtype(dtype).itemsize > 2 else PLACES[:2]:
         rng = np.random.default_rng(0)
         x = layout(rng.normal(mean, deviation, shape).astype(dtype))
@@ -73,7 +77,7 @@ def test_it_is_within_3_ulp_of_its_largest_term(shape, layout, training, dtype):
         size = exact.largest
         if dtype == np.float64:  # sums of its own precision: their rounding shows
             size = oracles.along(oracles.by_channel(size).max(1), x.ndim, 1)
-        assert oracles.error_in_ulp(dx, exact.dx, size) <= oracles.MAX_ULP, (mean, deviation)
+        assert oracles.error_in_ulp(dx, exact.dx, size) <= MAX_ULP, (mean, deviation)
         assert_sums_are_exact(sums, exact, dy, x, *statistics)
 
 
@@ -86,7 +90,7 @@ def test_it_agrees_with_the_oracle_on_any_shape(drawn, training):
     dx = cbn.batch_norm_backward(dy, x, None, mean, rstd, training=training, axis=axis)[0]
     exact = oracles.gradient(dy, x, mean, rstd, None, training, axis)
     size = oracles.along(oracles.by_channel(exact.largest, axis).max(1), x.ndim, axis)
-    assert oracles.error_in_ulp(dx, exact.dx, size) <= oracles.MAX_ULP
+    assert oracles.error_in_ulp(dx, exact.dx, size) <= MAX_ULP
 
 
 def difference(function, at: np.ndarray, step: float = 1e-5) -> np.ndarray:

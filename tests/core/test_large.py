@@ -72,6 +72,22 @@ def test_few_channels_that_fill_the_cache_give_the_bits_of_each_alone(training, 
 
 @builds.each_build
 @each_dtype
+def test_a_gradient_taken_by_rows_gives_the_bits_of_one_taken_by_channels(dtype, isa):
+    x, dy = (values((90, 340, 49), dtype, seed) for seed in (3, 4))  # more than a block of each
+    mean, rstd = oracles.array((340,), np.float64), np.full(340, 0.7)
+    mean[::7] = 100  # far away: x - mean is summed
+    with builds.running(isa):
+        whole = cbn.batch_norm_backward(dy, x, None, mean, rstd)
+        for c in range(0, 340, 10):  # so few that their runs are no row
+            few = slice(c, c + 10)
+            part = cbn.batch_norm_backward(dy[:, few], x[:, few], None, mean[few], rstd[few])
+            np.testing.assert_array_equal(whole[0][:, few], part[0])
+            np.testing.assert_array_equal(whole[1][few], part[1])
+            np.testing.assert_array_equal(whole[2][few], part[2])
+
+
+@builds.each_build
+@each_dtype
 def test_runs_that_do_not_follow_each_other_give_the_same_bits(dtype, isa):
     x, dy = (values((3, 40, 1700), dtype, seed) for seed in (3, 4))
     mean, rstd = oracles.array((40,)), np.full(40, 0.7)
