@@ -36,11 +36,14 @@ def is_busy(share: float | None) -> bool:
 
 
 def _clocks() -> tuple[float, float, float]:
-    """Return seconds passed, seconds of processor this process used, and those all used."""
+    """Return seconds passed, seconds of processor that this process and the children that it has
+    waited for used, and those all used."""
+    spent = os.times()
+    own = time.process_time() + spent.children_user + spent.children_system
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()
     except OSError:
-        return time.monotonic(), time.process_time(), 0.0
+        return time.monotonic(), own, 0.0
     user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[1:9])
     ticks = user + nice + system + irq + softirq + steal
-    return time.monotonic(), time.process_time(), ticks / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), own, ticks / os.sysconf("SC_CLK_TCK")

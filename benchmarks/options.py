@@ -10,6 +10,8 @@ from pathlib import Path
 
 from benchmarks.cases import CALL_SHAPES, DEFAULT_SHAPES, DTYPES, LAYOUTS, MODES, Case, parse_shape
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """Declare the options."""
@@ -98,6 +100,8 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         parser.error("--json and --markdown: expected one of them")
     if options.plot and not options.plot.resolve().parent.is_dir():
         parser.error(f"--plot: there is no folder {options.plot.parent}")
+    if options.plot and options.plot.suffix not in PICTURES:
+        parser.error(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot}")
     needs = ["cbn"]
     if options.dtype == "bfloat16":
         needs.append("ml_dtypes")

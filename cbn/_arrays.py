@@ -43,7 +43,11 @@ class Arranged(NamedTuple):
 
 def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
     """Return `dtype` as one of the supported NumPy dtypes, or raise TypeError."""
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        return _bfloat16(name)
     try:
+        if dtype is None:  # NumPy's float64
+            raise TypeError
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
         raise TypeError(f"{name}: expected {accepted_dtypes()}, got {dtype!r}") from None
@@ -51,6 +55,15 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
         shown = result.str if not result.isnative else result
         raise TypeError(f"{name}: expected {accepted_dtypes()}, got {shown}")
     return result
+
+
+def _bfloat16(name: str) -> np.dtype[Any]:
+    """The dtype that ml_dtypes registers, which NumPy knows by its name only after an import."""
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name}: bfloat16 needs the package ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
 
 
 def to_ndarray(value: Any, name: str) -> np.ndarray:

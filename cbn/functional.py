@@ -311,6 +311,7 @@ def batch_norm_backward(
     parameters = Parameters.of(weight, None, channels)
     mean64 = as_channel_array(mean, channels, "mean").astype(np.float64)
     rstd64 = as_channel_array(rstd, channels, "rstd").astype(np.float64)
+    reject_channels(rstd64 < 0, rstd64, "rstd", "values >= 0")
     layout, (x3, dy3), dx3, dx = arrange({"x": array, "dy": slope}, out, axis)
     gradients = np.empty((2, channels))
     run(

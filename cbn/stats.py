@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NoReturn
 
 import numpy as np
 
-from ._arrays import as_array, check_axis, single
+from ._arrays import as_array, check_axis, reject_channels, single
 from ._dispatch import run
 from ._threads import check_num_threads, threads_for
 
@@ -23,11 +24,19 @@ class BatchStats:
     ----------
     count : int
         Values of each channel.
-    mean : ndarray of float64, shape (C,)
-    m2 : ndarray of float64, shape (C,)
+    mean : array of shape (C,)
+    m2 : array of shape (C,)
         Sum of ``(x - mean) ** 2``.
-    mean_low : ndarray of float64, shape (C,), optional
+    mean_low : array of shape (C,), optional
         What `mean` lost when it was rounded to float64; 0 by default.
+
+    Arrays are copied; the attributes are read-only arrays of float64.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For a count below 1 or that is no int, what is no array of numbers, other shapes, or a
+        negative m2.
     """
 
     # No dataclass: to load that module and to make one was a third of `import cbn`.
@@ -37,22 +46,22 @@ class BatchStats:
     m2: np.ndarray
     mean_low: np.ndarray | None
 
-    def __init__(
-        self, count: int, mean: np.ndarray, m2: np.ndarray, mean_low: np.ndarray | None = None
-    ) -> None:
-        if count < 1:
-            raise ValueError(f"count: expected an int >= 1, got {count}")
-        low_shape = mean.shape if mean_low is None else mean_low.shape
-        if mean.ndim != 1 or not mean.shape == m2.shape == low_shape:
-            raise ValueError(
-                f"mean, m2, mean_low: expected one shape (C,), got {mean.shape}, "
-                f"{m2.shape} and {low_shape}"
-            )
+    def __init__(self, count: int, mean: Any, m2: Any, mean_low: Any = None) -> None:
+        try:
+            values = operator.index(count)
+        except TypeError:
+            raise TypeError(f"count: expected an int >= 1, got {count!r}") from None
+        if values < 1:
+            raise ValueError(f"count: expected an int >= 1, got {values}")
+        kept = _kept(mean, "mean")
+        if kept.ndim != 1:
+            raise ValueError(f"mean: expected shape (C,), got {kept.shape}")
         put = super().__setattr__
-        put("count", count)
-        put("mean", mean)
-        put("m2", m2)
-        put("mean_low", mean_low)
+        put("count", values)
+        put("mean", kept)
+        put("m2", _kept(m2, "m2", kept.shape))
+        put("mean_low", None if mean_low is None else _kept(mean_low, "mean_low", kept.shape))
+        reject_channels(self.m2 < 0, self.m2, "m2", "values >= 0")
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         raise AttributeError(f"{name}: BatchStats do not change; make others")
@@ -90,7 +99,9 @@ class BatchStats:
         return self.m2 / (self.count - 1)
 
     def to_array(self) -> np.ndarray:
-        """One float64 array of shape (1 + 3 C,), to send to another process."""
+        """One float64 array of shape (1 + 3 C,), to send to another process: count, mean, mean_low
+        and m2. The sum of such arrays means nothing; add what `from_array` makes of them.
+        """
         return np.concatenate([[float(self.count)], self.mean, self._low(), self.m2])
 
     @classmethod
@@ -107,8 +118,8 @@ class BatchStats:
         if values.ndim != 1 or channels < 1 or rest:
             raise ValueError(f"array: expected shape (1 + 3 C,), got {values.shape}")
         if not (values[0] >= 1 and values[0].is_integer()):
-            raise ValueError(f"array: expected a count >= 1 in its first place, got {values[0]}")
-        mean, low, m2 = values[1:].reshape(3, channels).copy()
+            raise ValueError(f"array: expected a whole number >= 1 first, got {values[0]}")
+        mean, low, m2 = values[1:].reshape(3, channels)
         return cls(int(values[0]), mean, m2, low)
 
     def _low(self) -> np.ndarray:
@@ -135,6 +146,20 @@ class BatchStats:
 
     def __radd__(self, other: object) -> BatchStats:
         return self if other == 0 and isinstance(other, int) else NotImplemented
+
+
+def _kept(values: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+    """A copy that is read-only."""
+    try:
+        result = np.asarray(values).astype(np.float64, casting="same_kind")
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"{name}: expected an array of numbers, got {type(values).__name__}"
+        ) from None
+    if shape is not None and result.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, like mean, got {result.shape}")
+    result.flags.writeable = False
+    return result
 
 
 def batch_stats(x: Any, *, axis: int = 1, num_threads: int | None = None) -> BatchStats:

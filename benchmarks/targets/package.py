@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+from benchmarks.load import Neighbours, remark
 from benchmarks.run import progress
 from benchmarks.targets.base import MEGABYTE, Row, Session, missing
 
@@ -28,6 +29,7 @@ def package(session: Session) -> Iterator[Row]:
     rounds = session.options.rounds
     progress("imports")
     _import_ms()  # the files are read from disk before the clock counts
+    neighbours = Neighbours()
     numpy, added = map(statistics.median, zip(*(_import_ms() for _ in range(rounds)), strict=True))
     yield Row(
         GROUP,
@@ -35,12 +37,12 @@ def package(session: Session) -> Iterator[Row]:
         f"<= {IMPORT_BAR:g}",
         f"{added:.1f}",
         added <= IMPORT_BAR,
-        f"numpy {numpy:.0f} ms",
+        f"numpy {numpy:.0f} ms{remark(neighbours.share())}",
     )
     name = "size of the wheel, MB"
     wheel = session.options.wheel
     if wheel is None:
-        yield missing(GROUP, name, "give one with --wheel")
+        yield missing(GROUP, name, "--wheel FILE.whl gives one")
         return
     size = wheel.stat().st_size / MEGABYTE
     yield Row(GROUP, name, f"< {WHEEL_BAR:g}", f"{size:.2f}", size < WHEEL_BAR, wheel.name)

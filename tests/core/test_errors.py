@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import ml_dtypes
 import numpy as np
 import oracles
@@ -180,10 +182,16 @@ def test_num_features(bad, error):
         cbn.BatchNorm2d(bad)
 
 
-@pytest.mark.parametrize("bad", ["float8", "int32", object, np.longdouble, 3])
+@pytest.mark.parametrize("bad", ["float8", "int32", object, np.longdouble, 3, None])
 def test_dtype_of_a_layer(bad):
     with pytest.raises(TypeError, match=r"dtype: expected float16, .* or float64, got"):
         cbn.BatchNorm2d(3, dtype=bad)
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    with pytest.raises(TypeError, match="dtype: bfloat16 needs the package ml_dtypes"):
+        cbn.BatchNorm2d(3, dtype="bfloat16")
 
 
 PARAMETERS = ["running_mean", "running_var", "weight", "bias"]

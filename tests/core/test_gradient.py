@@ -250,6 +250,7 @@ READ_ONLY.flags.writeable = False
         ({"weight": WEIGHT[:4]}, ValueError, r"weight: expected shape \(5,\), got \(4,\)"),
         ({"mean": MEAN[:4]}, ValueError, r"mean: expected shape \(5,\), got \(4,\)"),
         ({"mean": None}, TypeError, "mean: expected an array"),
+        ({"rstd": -RSTD}, ValueError, "rstd: expected values >= 0, got -"),
         ({"rstd": RSTD.astype(int)}, TypeError, "rstd: expected a floating-point array"),
         ({"axis": 4}, ValueError, "axis: expected -4 to 3"),
         ({"num_threads": 0}, ValueError, "num_threads: expected None or an int >= 1"),

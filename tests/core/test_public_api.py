@@ -100,6 +100,18 @@ def test_importing_it_needs_numpy_alone():
     assert exported == "False"
 
 
+def test_bfloat16_is_known_by_its_name():
+    code = "import cbn; print(cbn.BatchNorm1d(3, dtype='bfloat16').weight.dtype)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": str(Path(cbn.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "bfloat16\n"
+
+
 def test_build_info():
     info = cbn.build_info()
     assert list(info) == ["isa", "isas", "vector_bytes", "threaded", "threads"]

@@ -70,16 +70,40 @@ def test_mean_low_is_what_the_mean_lost(dtype):
     assert np.all(np.abs(both - exact.mean) <= 1e-12 * np.sqrt(exact.var))
 
 
+def test_their_arrays_are_copies_that_cannot_be_written():
+    mean, m2 = np.array([1, 2], np.float32), np.array([3, 4])
+    stats = cbn.BatchStats(np.int64(3), mean, m2, [0, 0])
+    mean[:] = m2[:] = 0
+    for values, expected in ((stats.mean, [1, 2]), (stats.m2, [3, 4]), (stats.mean_low, [0, 0])):
+        assert (values.dtype, values.tolist()) == (np.float64, expected)
+    computed = cbn.batch_stats(oracles.array((4, 3)))
+    x = oracles.array((8, 3))
+    for some in (stats, computed, computed + computed, cbn.BatchStats.from_array(np.ones(4))):
+        for values in (some.mean, some.m2, some.mean_low):
+            with pytest.raises(ValueError, match="read-only"):
+                values[0] = 1
+    with pytest.raises(ValueError, match="running_mean: expected a writable array"):
+        cbn.batch_norm(x, computed.mean, computed.var, training=True)
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "error", "message"),
     [
-        ((0, np.zeros(3), np.zeros(3)), "count: expected an int >= 1"),
-        ((5, np.zeros(3), np.zeros(1)), "expected one shape"),
-        ((5, np.zeros((3, 1)), np.zeros((3, 1))), "expected one shape"),
+        ((0, np.zeros(3), np.zeros(3)), ValueError, "count: expected an int >= 1, got 0"),
+        ((1.5, np.zeros(3), np.zeros(3)), TypeError, "count: expected an int >= 1, got 1.5"),
+        (("2", np.zeros(3), np.zeros(3)), TypeError, "count: expected an int >= 1, got '2'"),
+        ((5, None, np.zeros(3)), TypeError, "mean: expected an array of numbers, got NoneType"),
+        ((5, np.zeros(3), "abc"), TypeError, "m2: expected an array of numbers, got str"),
+        ((5, np.zeros(3) + 1j, np.zeros(3)), TypeError, "mean: expected an array of numbers"),
+        ((5, 1.0, 1.0), ValueError, r"mean: expected shape \(C,\), got \(\)"),
+        ((5, np.zeros(3), np.zeros(1)), ValueError, r"m2: expected shape \(3,\), like mean, got"),
+        ((5, np.zeros((3, 1)), np.zeros((3, 1))), ValueError, r"mean: expected shape \(C,\), got"),
+        ((5, np.zeros(3), np.zeros(3), [1]), ValueError, r"mean_low: expected shape \(3,\), like"),
+        ((5, np.zeros(2), [1, -1]), ValueError, "m2: expected values >= 0, got -1.0 at channel 1"),
     ],
 )
-def test_statistics_that_cannot_be_are_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_statistics_that_cannot_be_are_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
         cbn.BatchStats(*arguments)
 
 
