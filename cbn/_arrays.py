@@ -63,7 +63,8 @@ def _bfloat16(name: str) -> np.dtype[Any]:
         import ml_dtypes
     except ImportError:
         raise TypeError(f"{name}: bfloat16 needs the package ml_dtypes") from None
-    return np.dtype(ml_dtypes.bfloat16)
+    result: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return result
 
 
 def to_ndarray(value: Any, name: str) -> np.ndarray:

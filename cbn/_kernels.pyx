@@ -10,9 +10,9 @@
     block is summed again (it is in the cache), as x - shift with the shift its mean; what follows
     is then shifted at once, by the mean of what came before. Blocks are merged in their order by
     the rule of Chan, Golub and LeVeque (1979), the mean held in two doubles. Where one channel is
-    the work of several tasks, its parts are fixed by the shape. Hence the same bits for any number
-    of threads, and for every build: LANES is the same in each, and what is fused with a sum, the
-    product of two floats or of a value and 1, is exact.
+    the work of several tasks, its parts are fixed by shape and type. Hence the same bits for any
+    number of threads, and for every build: LANES is the same in each, and what is fused with a sum,
+    the product of two floats or of a value and 1, is exact.
 
 (c) Normalization is (x - m) * a + b in the working type, m the mean rounded to that type and its
     rounding carried into b. The form x * a + b would lose all when |mean| is far above the
@@ -23,7 +23,7 @@
     forward goes past the cache, the task sums, while it maps, the channels of the one that the same
     thread will do next, piece by piece: so reads and stores are under way together. What stays in
     the cache is faster in turns. Only where channels are too few to share out, or last, are there
-    two passes over x.
+    two passes over x; over few at a time, where these fill the last cache.
 
 (e) Threads: an argument, handed down to share() of _pool.h. Each thread has a share of the tasks
     and then takes from the others, so that a core which is busy elsewhere delays a task or two and

@@ -6,7 +6,8 @@ cdef enum:
     SLAB_BYTES = 1 << 20    # of x, to stay in L2 between two passes
     SHORT_COLUMNS = 1 << 15  # most columns that short runs are taken for at a time
     FEW_COLUMNS = 128       # of rows that are too few to share out: the fewest of a task
-    WINDOW_BYTES = 1 << 24  # of few channels, to stay in the last cache between two passes
+    WINDOW_BYTES = 1 << 24  # of few channels, to stay in the last cache between two passes,
+    WINDOW_RUN = 1 << 14    # where their runs are as long as this
     READ_BYTES = 1 << 13    # of a task's neighbouring channels, to read at a time
     MERGED = 256            # channels whose parts one task merges
 
@@ -290,40 +291,41 @@ cdef void first_part(const real *work, Py_ssize_t task, Turn *turn) noexcept nog
     sum_all(work, &summing)
 
 
-cdef int pass_few(
+cdef void pass_few(
     const real *x, const First *from_, const real *dy, const First *beside, real *y,
-    const First *to, const Training *training, Py_ssize_t size, bint stream, int num_threads
+    const First *to, const Training *training, bint stream, Sums *partial, int num_threads
 ) noexcept nogil:
-    """pass_first for channels that are too few to share out: parts of their sums are tasks."""
-    cdef Py_ssize_t groups = (from_.channels + size - 1) // size
+    """pass_first for channels that are too few to share out: parts of their sums are tasks.
+    `partial` has room for TASKS of them and one a channel."""
     cdef Map map_
     cdef FirstPass work
     work.x, work.from_ = x, from_
     work.dy, work.beside = dy, beside
     work.y, work.to, work.training = y, to, training
-    work.size, work.stream = size, stream
-    work.parts = parts_of(groups, block_count(from_))
-    work.partial = <Sums *>malloc(work.parts * from_.channels * sizeof(Sums))
-    if work.partial == NULL:
-        return NO_MEMORY
-    share(<Task>first_part[real], &work, groups * work.parts, num_threads, 0)
-    merge_parts(x, work.partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
+    work.size, work.stream = 1, stream
+    work.parts = parts_of(from_.channels, block_count(from_))
+    work.partial = partial
+    share(<Task>first_part[real], &work, from_.channels * work.parts, num_threads, 0)
+    merge_parts(x, partial, work.parts, from_.channels, from_.channels, 1, 0, NULL, training,
                 num_threads)
-    free(work.partial)
     if y != NULL:
         map_ = map_of(training, stream)
         if training.frozen:
             map_first(dy, beside, <const real *>NULL, beside, y, to, &map_, num_threads)
         else:
             map_first(x, from_, dy, beside, y, to, &map_, num_threads)
-    return 0
 
 
-cdef inline Py_ssize_t window_of(const First *shape, Py_ssize_t value_bytes) noexcept nogil:
-    """Channels to take through sums and map at a time, so that they stay in the last cache."""
-    cdef Py_ssize_t bytes_ = shape.runs * shape.length * value_bytes
-    cdef Py_ssize_t most = max(<Py_ssize_t>1, WINDOW_BYTES // bytes_)
-    cdef Py_ssize_t windows = (shape.channels + most - 1) // most
+cdef inline Py_ssize_t window_of(
+    const First *shape, Py_ssize_t itemsize, Py_ssize_t arrays
+) noexcept nogil:
+    """Channels to take through sums and map at a time, so that what is read stays in the last
+    cache; all of them where runs are short, since one channel alone would be read in fragments."""
+    cdef Py_ssize_t run_bytes = shape.length * itemsize, most, windows
+    if run_bytes < WINDOW_RUN:
+        return shape.channels
+    most = max(<Py_ssize_t>1, WINDOW_BYTES // (shape.runs * run_bytes * arrays))
+    windows = (shape.channels + most - 1) // most
     return (shape.channels + windows - 1) // windows
 
 
@@ -342,6 +344,7 @@ cdef int pass_first(
     cdef First from_n, beside_n, to_n
     cdef Training training_n
     cdef FirstPass work
+    cdef Sums *partial
     if is_short(from_) and (dy == NULL or is_short(beside)) and (y == NULL or is_short(to)):
         return pass_short(x, from_, dy, beside, y, to, training, num_threads)
     work.x, work.from_ = x, from_
@@ -354,17 +357,20 @@ cdef int pass_first(
         share(<Task>first_group[real], &work, groups, num_threads,
               LOOK_AHEAD if work.stream and dy == NULL else 0)
         return 0
-    window = window_of(from_, sizeof(real) if dy == NULL else 2 * sizeof(real))
+    window = window_of(from_, sizeof(real), 1 if dy == NULL else 2)
+    partial = <Sums *>malloc((TASKS + window) * sizeof(Sums))
+    if partial == NULL:
+        return NO_MEMORY
     while channel < from_.channels:
         n = min(window, from_.channels - channel)
         from_n, beside_n = some_channels(from_, n), some_channels(beside, n)
         to_n, training_n = some_channels(to, n), from_channel(training, channel)
-        if pass_few(x + channel * from_.channel_stride, &from_n,
-                    dy + channel * beside.channel_stride if dy != NULL else NULL, &beside_n,
-                    y + channel * to.channel_stride if y != NULL else NULL, &to_n, &training_n,
-                    work.size, work.stream, num_threads):
-            return NO_MEMORY
+        pass_few(x + channel * from_.channel_stride, &from_n,
+                 dy + channel * beside.channel_stride if dy != NULL else NULL, &beside_n,
+                 y + channel * to.channel_stride if y != NULL else NULL, &to_n, &training_n,
+                 work.stream, partial, num_threads)
         channel += n
+    free(partial)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -40,11 +40,12 @@ class BatchStats:
     """
 
     # No dataclass: to load that module and to make one was a third of `import cbn`.
-    __slots__ = ("count", "m2", "mean", "mean_low")
-    count: int
-    mean: np.ndarray
-    m2: np.ndarray
-    mean_low: np.ndarray | None
+    __slots__ = ("__weakref__", "_count", "_m2", "_mean", "_mean_low")
+    __match_args__ = ("count", "mean", "m2", "mean_low")
+    _count: int
+    _mean: np.ndarray
+    _m2: np.ndarray
+    _mean_low: np.ndarray | None
 
     def __init__(self, count: int, mean: Any, m2: Any, mean_low: Any = None) -> None:
         try:
@@ -56,25 +57,38 @@ class BatchStats:
         kept = _kept(mean, "mean")
         if kept.ndim != 1:
             raise ValueError(f"mean: expected shape (C,), got {kept.shape}")
-        put = super().__setattr__
-        put("count", values)
-        put("mean", kept)
-        put("m2", _kept(m2, "m2", kept.shape))
-        put("mean_low", None if mean_low is None else _kept(mean_low, "mean_low", kept.shape))
-        reject_channels(self.m2 < 0, self.m2, "m2", "values >= 0")
+        m2 = _kept(m2, "m2", kept.shape)
+        reject_channels(m2 < 0, m2, "m2", "values >= 0")
+        self._count, self._mean, self._m2 = values, kept, m2
+        self._mean_low = None if mean_low is None else _kept(mean_low, "mean_low", kept.shape)
 
-    def __setattr__(self, name: str, value: object) -> NoReturn:
-        raise AttributeError(f"{name}: BatchStats do not change; make others")
+    @property
+    def count(self) -> int:
+        """Values of each channel."""
+        return self._count
 
-    def __delattr__(self, name: str) -> NoReturn:
-        raise AttributeError(f"{name}: BatchStats do not change; make others")
+    @property
+    def mean(self) -> np.ndarray:
+        """Mean of each channel, rounded to float64. Shape (C,)."""
+        return self._mean
+
+    @property
+    def m2(self) -> np.ndarray:
+        """Sum of ``(x - mean) ** 2`` of each channel. Shape (C,)."""
+        return self._m2
+
+    @property
+    def mean_low(self) -> np.ndarray | None:
+        """What `mean` lost when it was rounded, or None. Shape (C,)."""
+        return self._mean_low
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.count, self.mean, self.m2, self.mean_low)
+        more = getattr(self, "__dict__", None)  # of a subclass
+        return type(self), (self.count, self.mean, self.m2, self.mean_low), more or None
 
     def __repr__(self) -> str:
         return (
-            f"BatchStats(count={self.count!r}, mean={self.mean!r}, m2={self.m2!r}, "
+            f"{type(self).__name__}(count={self.count!r}, mean={self.mean!r}, m2={self.m2!r}, "
             f"mean_low={self.mean_low!r})"
         )
 

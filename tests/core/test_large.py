@@ -1,4 +1,5 @@
-"""Large arrays, whose stores go past the cache, and long runs, which are taken piece by piece."""
+"""Large arrays, whose stores go past the cache, or whose channels are taken some at a time; and
+long runs, which are taken piece by piece, or rows of short ones."""
 
 from __future__ import annotations
 
@@ -47,27 +48,47 @@ def test_a_gradient_in_place_gives_the_bits_of_another_output(over, dtype):
     np.testing.assert_array_equal(out, expected)
 
 
+@builds.each_build
+@pytest.mark.parametrize("num_threads", [1, 3])
+@pytest.mark.parametrize("apart", [False, True], ids=["as they lie", "in a larger array"])
 @each_dtype
-@pytest.mark.parametrize("training", [True, False])
-def test_few_channels_that_fill_the_cache_give_the_bits_of_each_alone(training, dtype):
-    shape = (WINDOW // (2 * 1001 * dtype.itemsize) + 1, 3, 1001)  # two are more than a window
-    x, dy = (values(shape, dtype, seed) for seed in (3, 4))
-    weight, bias, mean = (oracles.array((3,), np.float64, seed) for seed in range(3))
-    rstd = np.array([0.7, 0.8, 0.9])
-    stats = cbn.batch_stats(x)
-    y = cbn.batch_norm(x, None, None, weight, bias, training=True)
-    gradients = cbn.batch_norm_backward(dy, x, weight, mean, rstd, training=training)
-    for c in range(3):
-        one = slice(c, c + 1)
-        few = x[:, one], None, None, weight[one], bias[one]
-        np.testing.assert_array_equal(y[:, one], cbn.batch_norm(*few, training=True))
-        np.testing.assert_array_equal(stats.m2[one], cbn.batch_stats(x[:, one]).m2)
-        alone = cbn.batch_norm_backward(
-            dy[:, one], x[:, one], weight[one], mean[one], rstd[one], training=training
-        )
-        np.testing.assert_array_equal(gradients[0][:, one], alone[0])
-        for given, expected in zip(gradients[1:], alone[1:], strict=True):
-            np.testing.assert_array_equal(given[one], expected)
+def test_few_channels_that_fill_the_cache_are_taken_some_at_a_time(dtype, apart, num_threads, isa):
+    # Forward, 5 channels are taken as 2, 2 and 1, and in a gradient each alone: to the bit what
+    # these are on their own.
+    run = 10_001
+    shape = (WINDOW // (5 * run * dtype.itemsize) * 2, 5, run)
+    x, dy, out = (values(shape, dtype, seed) for seed in (3, 4, 5))
+    room = None
+    if apart:
+        room = np.full((shape[0], 6, run), 7, dtype)  # a channel more
+        out = room[:, :5]
+    weight, bias, mean = (oracles.array((5,), np.float64, seed) for seed in range(3))
+    rstd = np.linspace(0.7, 0.9, 5)
+    threads = {"num_threads": num_threads}
+
+    def forward(some: slice, out: np.ndarray | None = None) -> np.ndarray:
+        given = x[:, some], None, None, weight[some], bias[some]
+        return cbn.batch_norm(*given, training=True, out=out, **threads)
+
+    def gradient(some: slice, training: bool, out: np.ndarray | None = None) -> tuple:
+        given = dy[:, some], x[:, some], weight[some], mean[some], rstd[some]
+        return cbn.batch_norm_backward(*given, training=training, out=out, **threads)
+
+    with builds.running(isa):
+        m2 = cbn.batch_stats(x, **threads).m2
+        forward(slice(5), out)
+        for some in (slice(2), slice(2, 4), slice(4, 5)):
+            np.testing.assert_array_equal(out[:, some], forward(some))
+            np.testing.assert_array_equal(m2[some], cbn.batch_stats(x[:, some], **threads).m2)
+        for training in (True, False):
+            sums = gradient(slice(5), training, out)[1:]
+            for some in (slice(k, k + 1) for k in range(5)):
+                alone = gradient(some, training)
+                np.testing.assert_array_equal(out[:, some], alone[0])
+                for given, expected in zip(sums, alone[1:], strict=True):
+                    np.testing.assert_array_equal(given[some], expected)
+    if room is not None:
+        assert np.all(room[:, 5] == 7)
 
 
 @builds.each_build

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import ml_dtypes
 import numpy as np
 import oracles
@@ -47,18 +50,40 @@ def test_they_are_float64_whatever_the_dtype_of_x(dtype):
 
 def test_they_cannot_be_assigned_to():
     stats = cbn.batch_stats(np.ones((2, 1)))
-    with pytest.raises(AttributeError, match="count: BatchStats do not change"):
-        stats.count = 3
-    with pytest.raises(AttributeError, match="mean: BatchStats do not change"):
-        del stats.mean
-    with pytest.raises(AttributeError, match="other: BatchStats do not change"):
-        stats.other = 3
+    for name in ("count", "mean", "m2", "mean_low", "var", "other"):
+        with pytest.raises(AttributeError, match=name):
+            setattr(stats, name, 3)
+        with pytest.raises(AttributeError, match=name):
+            delattr(stats, name)
     assert (stats.count, stats.mean.tolist()) == (2, [1.0])
 
 
 def test_they_show_their_fields():
     stats = cbn.BatchStats(3, np.array([1.5]), np.array([2.0]))
     assert repr(stats) == "BatchStats(count=3, mean=array([1.5]), m2=array([2.]), mean_low=None)"
+
+
+class Named(cbn.BatchStats):
+    """A subclass, with an attribute of its own."""
+
+    name = ""
+
+
+def test_a_subclass_keeps_what_it_adds():
+    stats = Named(3, [1.5], [2.0])
+    stats.name = "first"
+    for other in (copy.copy(stats), copy.deepcopy(stats), pickle.loads(pickle.dumps(stats))):
+        assert (type(other), other.name, other.mean.tolist()) == (Named, "first", [1.5])
+        assert repr(other).startswith("Named(count=3, ")
+        assert not other.mean.flags.writeable
+
+
+def test_they_match_by_position():
+    match cbn.BatchStats(3, [1.5], [2.0]):
+        case cbn.BatchStats(count, mean):
+            assert (count, mean.tolist()) == (3, [1.5])
+        case _:
+            raise AssertionError
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
