@@ -31,7 +31,7 @@ SHAPES = [
 ]
 # Rounded are x - m, a, their product, b and its sum with that, w, dy * w, and the sum: 6 ULP of the
 # largest term at most, as that may be twice a power of two and the first sum twice as large. Random
-# values stay far below: 3.6 was seen in 14 million, where y, with three roundings less, came to 2.6.
+# values stay far below: 3.6 was seen in 14 million; y, with three roundings less, came to 2.6.
 BOUND = 6.0
 MAX_ULP = 4.0
 # Mean and deviation of x.
