@@ -101,7 +101,7 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.plot and not options.plot.resolve().parent.is_dir():
         parser.error(f"--plot: there is no folder {options.plot.parent}")
     if options.plot and options.plot.suffix not in PICTURES:
-        parser.error(f"--plot: expected a name that ends in .png, .svg or .pdf, got {options.plot}")
+        parser.error(f"--plot: expected a name in {', '.join(PICTURES)}, got {options.plot}")
     needs = ["cbn"]
     if options.dtype == "bfloat16":
         needs.append("ml_dtypes")

@@ -186,7 +186,7 @@ def test_targets_of_calls() -> None:
         (["--wheel", "no.whl"], "--wheel goes with --targets alone"),
         (["--json", "--markdown"], "expected one of them"),
         (["--plot", "no/such/folder.png"], "there is no folder no/such"),
-        (["--plot", "x.txt"], "--plot: expected a name that ends in .png, .svg or .pdf, got x.txt"),
+        (["--plot", "x.txt"], "--plot: expected a name in .png, .svg, .pdf, got x.txt"),
     ],
 )
 def test_bad_options_say_what_is_accepted(arguments: list[str], message: str) -> None:

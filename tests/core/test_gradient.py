@@ -29,9 +29,9 @@ SHAPES = [
     (2, 340, 7, 7),
     (2, 31, 2, 3, 4),
 ]
-# Rounded are x - m, a, their product, b and its sum with that, w, dy * w, and the sum: 6 ULP of the
-# largest term at most, as that may be twice a power of two and the first sum twice as large. Random
-# values stay far below: 3.6 was seen in 14 million; y, with three roundings less, came to 2.6.
+# Of dx in float32 are rounded x - m, a, their product, b and its sum with that, w, dy * w, and the
+# sum: 6 ULP of the largest term at most, as that may be just below a power of two and the first sum
+# twice as large. Random values stay far below.
 BOUND = 6.0
 MAX_ULP = 4.0
 # Mean and deviation of x.
@@ -67,6 +67,7 @@ def assert_sums_are_exact(got, expected: oracles.Gradient, dy, x, mean, rstd) ->
 @each_layout
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_it_is_within_4_ulp_of_its_largest_term(shape, layout, training, dtype):
+    limit = MAX_ULP if training and dtype == np.float32 else oracles.MAX_ULP
     for mean, deviation in PLACES if np.dtype(dtype).itemsize > 2 else PLACES[:2]:
         rng = np.random.default_rng(0)
         x = layout(rng.normal(mean, deviation, shape).astype(dtype))
@@ -79,7 +80,7 @@ def test_it_is_within_4_ulp_of_its_largest_term(shape, layout, training, dtype):
         size = exact.largest
         if dtype == np.float64:  # sums of its own precision: their rounding shows
             size = oracles.along(oracles.by_channel(size).max(1), x.ndim, 1)
-        assert oracles.error_in_ulp(dx, exact.dx, size) <= MAX_ULP, (mean, deviation)
+        assert oracles.error_in_ulp(dx, exact.dx, size) <= limit, (mean, deviation)
         assert_sums_are_exact(sums, exact, dy, x, *statistics)
 
 
@@ -96,8 +97,8 @@ def test_it_keeps_its_bound_where_a_search_made_it_large():
         -0.23828193545341492, -0.04949929937720299, -0.31706950068473816, -0.02566574513912201,
     ], np.float32)[:, None]
     # fmt: on
-    given_ = np.array([[0.7418111457124992], [-0.24268746065596739], [1.4016760006358104]])
-    weight, mean, rstd = given_
+    weight, mean = np.array([0.7418111457124992]), np.array([-0.24268746065596739])
+    rstd = np.array([1.4016760006358104])
     exact = oracles.gradient(dy, x, mean, rstd, weight)
     dx = cbn.batch_norm_backward(dy, x, weight, mean, rstd)[0]
     assert MAX_ULP < oracles.error_in_ulp(dx, exact.dx, exact.largest) <= BOUND
@@ -112,7 +113,7 @@ def test_it_agrees_with_the_oracle_on_any_shape(drawn, training):
     dx = cbn.batch_norm_backward(dy, x, None, mean, rstd, training=training, axis=axis)[0]
     exact = oracles.gradient(dy, x, mean, rstd, None, training, axis)
     size = oracles.along(oracles.by_channel(exact.largest, axis).max(1), x.ndim, axis)
-    assert oracles.error_in_ulp(dx, exact.dx, size) <= MAX_ULP
+    assert oracles.error_in_ulp(dx, exact.dx, size) <= oracles.MAX_ULP
 
 
 def difference(function, at: np.ndarray, step: float = 1e-5) -> np.ndarray:
