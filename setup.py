@@ -57,10 +57,13 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2"]
     AVX512 = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mprefer-vector-width=512"]
     SMALL = ["-O2", "-fno-tree-vectorize"]  # the loops that count are vectors as they are written
-    BUILDS = {"": SMALL, "_v3": [*SMALL, *AVX2], "_v4": ["-O3", *AVX2, *AVX512]}
+    BUILDS = {"": [*SMALL], "_v3": [*SMALL, *AVX2], "_v4": ["-O3", *AVX2, *AVX512]}
     # No more inlining of what is not marked inline than at -O2: smaller, and no slower.
     BUILDS["_v4"] += ["--param=max-inline-insns-auto=15", "--param=early-inlining-insns=6"]
     BUILDS["_v4"] += ["--param=inline-min-speedup=30"]
+    # Less still for old processors: their vectors are the shortest, and their build the largest.
+    BUILDS[""] += ["--param=max-inline-insns-single=40", "--param=inline-unit-growth=20"]
+    BUILDS[""] += ["--param=early-inlining-insns=4"]
 
 
 # What Cython adds to each module, memoryviews above all, once for all of them. It is in sys.modules

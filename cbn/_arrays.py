@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._dispatch import accepted_dtypes, element_of
+from ._dispatch import accepted_dtypes, element_of, kernels
+from ._threads import thread_rule
 
 __all__ = [
     "Arranged",
@@ -24,6 +25,7 @@ __all__ = [
     "check_dtype",
     "check_eps",
     "check_momentum",
+    "compiled_call",
     "overlap",
     "reject_channels",
     "single",
@@ -268,6 +270,20 @@ def _copied(x: np.ndarray, axis: int, layout: str) -> np.ndarray:
     if layout == "last":
         return np.array(_channels_to_end(x, axis), order="C").reshape(1, -1, channels)
     return np.array(x, order="C").reshape(math.prod(x.shape[:axis]), channels, -1)
+
+
+def compiled_call(
+    x: np.ndarray, axis: int, num_threads: int | None, state: tuple[Any, ...] = (None,) * 4
+) -> Any:
+    """A kernels.BatchNormCall for an array in C order with the channels second or last, or None.
+
+    What it returns None for, be it wrong or rare, is left to the way that checks.
+    """
+    if (axis != 1 and axis != x.ndim - 1) or not x.flags.c_contiguous:
+        return None
+    call = kernels.BatchNormCall()
+    call.prepare(x.shape[axis], x.dtype, axis != 1, (2, 32), thread_rule(num_threads), state)
+    return call
 
 
 def single(x: np.ndarray, axis: int) -> tuple[str, np.ndarray]:

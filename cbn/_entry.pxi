@@ -221,21 +221,29 @@ def scale(
     check(status)
 
 
+cdef void fuse_all(
+    const double *mean, const double *variance, const double *weight, const double *bias,
+    double eps, Py_ssize_t n, bint single, double *m, double *a, double *b
+) noexcept nogil:
+    cdef Py_ssize_t c
+    cdef const float *as_float = NULL
+    cdef const double *as_double = NULL
+    for c in range(n):
+        if single:
+            coefficients(as_float, mean[c], 0, variance[c], weight[c], bias[c], eps,
+                         &m[c], &a[c], &b[c])
+        else:
+            coefficients(as_double, mean[c], 0, variance[c], weight[c], bias[c], eps,
+                         &m[c], &a[c], &b[c])
+
+
 def fuse(
     const double[::1] mean, const double[::1] variance, const double[::1] weight,
     const double[::1] bias, double eps, double[:, ::1] coefficients_, bint single
 ):
     """The coefficients m, a, b (3, C) of given statistics, rounded to float32 where `single`."""
-    cdef Py_ssize_t c
-    cdef const float *as_float = NULL
-    cdef const double *as_double = NULL
-    for c in range(mean.shape[0]):
-        if single:
-            coefficients(as_float, mean[c], 0, variance[c], weight[c], bias[c], eps,
-                         &coefficients_[0, c], &coefficients_[1, c], &coefficients_[2, c])
-        else:
-            coefficients(as_double, mean[c], 0, variance[c], weight[c], bias[c], eps,
-                         &coefficients_[0, c], &coefficients_[1, c], &coefficients_[2, c])
+    fuse_all(&mean[0], &variance[0], &weight[0], &bias[0], eps, mean.shape[0], single,
+             &coefficients_[0, 0], &coefficients_[1, 0], &coefficients_[2, 0])
 
 
 ctypedef fused wide:

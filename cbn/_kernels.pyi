@@ -25,7 +25,7 @@ class AffineMap:
     def attempt(self, x: Any, out: Any = None) -> Any: ...
     def __call__(self, x: Any, out: Any = None, residual: Any = None) -> np.ndarray: ...
 
-class TrainingCall:
+class BatchNormCall:
     def prepare(
         self,
         channels: int,
@@ -35,12 +35,17 @@ class TrainingCall:
         threads: tuple[int, int, bool],
         state: tuple[np.ndarray | None, ...],
     ) -> None: ...
-    def attempt(
+    def train(
         self, x: Any, out: Any, eps: float, momentum: float
     ) -> tuple[np.ndarray, np.ndarray, bool] | None: ...
+    def evaluate(self, x: Any, out: Any, eps: float) -> np.ndarray | None: ...
     def gradient(
         self, dy: Any, x: np.ndarray, out: Any, moments: np.ndarray, eps: float
     ) -> tuple[np.ndarray, np.ndarray] | None: ...
+    def gradient_of(
+        self, dy: Any, x: np.ndarray, out: Any, frozen: bool
+    ) -> tuple[np.ndarray, np.ndarray] | None: ...
+    def moments(self, x: Any) -> np.ndarray | None: ...
 
 def fuse(
     mean: np.ndarray,

@@ -93,7 +93,7 @@ class LayerState:
     def _forget(self) -> None:
         """Drop what calls have cached: the map of eval, and what training holds of the arrays."""
         self._fast: Any = None
-        self._training_calls: dict[np.dtype[Any], Any] = {}
+        self._compiled_calls: dict[np.dtype[Any], Any] = {}
 
     @property
     def num_features(self) -> int:
@@ -247,7 +247,7 @@ class LayerState:
             **self.__dict__,
             "_arrays": dict(self._arrays),
             "_fast": None,
-            "_training_calls": {},
+            "_compiled_calls": {},
             "_last": None,
         }
 

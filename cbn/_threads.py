@@ -92,6 +92,7 @@ class ThreadRule(NamedTuple):
     fixed: bool
 
 
+@functools.lru_cache(maxsize=64)
 def thread_rule(num_threads: int | None) -> ThreadRule:
     """The rule for `num_threads`, checked before: an int is obeyed, but not beyond twice the
     processors, or 8."""

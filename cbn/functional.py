@@ -13,8 +13,10 @@ from ._arrays import (
     check_axis,
     check_eps,
     check_momentum,
+    compiled_call,
     overlap,
     reject_channels,
+    to_ndarray,
 )
 from ._dispatch import element_of, kernels, run
 from ._threads import check_num_threads, threads_for
@@ -216,6 +218,11 @@ def batch_norm(
     eps = check_eps(eps)
     check_momentum(momentum)
     num_threads = check_num_threads(num_threads)
+    call = compiled_call(array, axis, num_threads, (weight, bias, running_mean, running_var))
+    if call is not None:
+        done = call.train(array, out, eps, momentum) if training else call.evaluate(array, out, eps)
+        if done is not None:
+            return done[0] if training else done  # type: ignore[no-any-return]  # compiled
     parameters = Parameters.of(weight, bias, channels)
     if (running_mean is None) != (running_var is None):
         given, absent = ("running_mean", "running_var")[:: -1 if running_mean is None else 1]
@@ -308,6 +315,11 @@ def batch_norm_backward(
     if slope.dtype != array.dtype:
         raise TypeError(f"dy: expected {array.dtype}, like x, got {slope.dtype}")
     num_threads = check_num_threads(num_threads)
+    call = compiled_call(array, axis, num_threads, (weight, None, mean, rstd))
+    if call is not None:
+        done = call.gradient_of(slope, array, out, not training)
+        if done is not None:
+            return done[0], *_in_type_of(weight, array, done[1])
     parameters = Parameters.of(weight, None, channels)
     mean64 = as_channel_array(mean, channels, "mean").astype(np.float64)
     rstd64 = as_channel_array(rstd, channels, "rstd").astype(np.float64)
@@ -321,9 +333,13 @@ def batch_norm_backward(
         [parameters.weight, mean64, rstd64, gradients, not training],
         threads_for(num_threads, array.nbytes),
     )
+    return dx, *_in_type_of(weight, array, gradients)
+
+
+def _in_type_of(weight: Any, x: np.ndarray, gradients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """dweight and dbias, in the type of weight or without one in that of the arithmetic."""
     if weight is None:
-        dtype = np.dtype(np.float32 if is_single(array.dtype) else np.float64)
+        cast = gradients.astype(np.float32 if is_single(x.dtype) else np.float64)
     else:
-        dtype = as_channel_array(weight, channels, "weight").dtype
-    dweight, dbias = gradients.astype(dtype)
-    return dx, dweight, dbias
+        cast = gradients.astype(to_ndarray(weight, "weight").dtype)
+    return cast[0], cast[1]

@@ -238,11 +238,11 @@ class BatchNorm(LayerState):
         )
         return (dx, dweight, dbias) if self._affine else (dx, None, None)
 
-    def _training_call(self, dtype: np.dtype[Any]) -> Any:
-        """What serves contiguous arrays of a dtype in training."""
-        call = self._training_calls.get(dtype)
+    def _compiled_call(self, dtype: np.dtype[Any]) -> Any:
+        """What serves contiguous arrays of a dtype in training; its parameters are the layer's."""
+        call = self._compiled_calls.get(dtype)
         if call is None:
-            call = kernels.TrainingCall()
+            call = kernels.BatchNormCall()
             if element_of(dtype) is not None:
                 call.prepare(
                     self._num_features,
@@ -252,7 +252,7 @@ class BatchNorm(LayerState):
                     thread_rule(self.num_threads),
                     (self.weight, self.bias, self.running_mean, self.running_var),
                 )
-                self._training_calls[dtype] = call
+                self._compiled_calls[dtype] = call
         return call
 
     def _attempt_training(self, x: Any, out: Any) -> np.ndarray | None:
@@ -261,7 +261,7 @@ class BatchNorm(LayerState):
             return None
         tracked = (self._num_batches_tracked or 0) + 1
         momentum = 1.0 / tracked if self._momentum is None else self._momentum
-        done = self._training_call(x.dtype).attempt(x, out, self._eps, momentum)
+        done = self._compiled_call(x.dtype).train(x, out, self._eps, momentum)
         if done is None:
             return None
         result, moments, over = done
@@ -278,14 +278,14 @@ class BatchNorm(LayerState):
         if self._last is None or not self.training:
             return None
         x, moments = self._last
-        done = self._training_call(x.dtype).gradient(dy, x, out, moments, self._eps)
+        done = self._compiled_call(x.dtype).gradient(dy, x, out, moments, self._eps)
         if done is None:
             return None
         dx, gradients = done
         if not self._affine:
             return dx, None, None
-        dweight, dbias = gradients.astype(self._dtype)
-        return dx, dweight, dbias
+        cast = gradients.astype(self._dtype)
+        return dx, cast[0], cast[1]
 
     def _fast_map(self, mab: np.ndarray, dtype: np.dtype[Any]) -> Any:
         """What serves contiguous arrays until a parameter changes, or None."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ._arrays import as_array, check_axis, reject_channels, single
+from ._arrays import as_array, check_axis, compiled_call, reject_channels, single
 from ._dispatch import run
 from ._threads import check_num_threads, threads_for
 
@@ -203,6 +203,9 @@ def batch_stats(x: Any, *, axis: int = 1, num_threads: int | None = None) -> Bat
     array = as_array(x)
     axis = check_axis(axis, array.ndim)
     num_threads = check_num_threads(num_threads)
+    call = compiled_call(array, axis, num_threads)
+    if call is not None and (moments := call.moments(array)) is not None:
+        return stats_of(moments, array)
     layout, x3 = single(array, axis)
     moments = np.empty((3, array.shape[axis]))
     run("stats", layout, [x3], [moments], threads_for(num_threads, array.nbytes))
@@ -211,9 +214,9 @@ def batch_stats(x: Any, *, axis: int = 1, num_threads: int | None = None) -> Bat
 
 def stats_of(moments: np.ndarray, x: np.ndarray) -> BatchStats:
     """What a kernel wrote, (3, C), over the values of x; neither checked nor copied."""
-    mean, low, m2 = moments
-    for values in (mean, low, m2):
-        values.flags.writeable = False
+    kept = moments.view()
+    kept.flags.writeable = False
+    mean, low, m2 = kept[0], kept[1], kept[2]  # a third of the time that unpacking takes
     stats = object.__new__(BatchStats)
     stats._count, stats._mean, stats._m2, stats._mean_low = x.size // mean.size, mean, m2, low
     return stats

@@ -44,7 +44,7 @@ def expected(mode: str, layout: str, dtype: str) -> set[str]:
     """The contenders that belong in a case of rank 4, of what is installed here."""
     names = {COPY, CBN, FRESH, "numpy"}
     if mode == "call":
-        names |= {"cbn layer", "cbn layer new"}
+        names |= {"cbn layer", "cbn layer new", "cbn function"}
     if importlib.util.find_spec("torch"):
         names |= {"torch"} if mode == "call" else {"torch", "torch out="}
         import torch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.peers.base import Contender, Unsupported
-from benchmarks.peers.cbn_layers import Cbn, CbnFresh, CbnLayer, CbnLayerFresh
+from benchmarks.peers.cbn_layers import Cbn, CbnFresh, CbnFunction, CbnLayer, CbnLayerFresh
 from benchmarks.peers.onednn import OneDnnFirst, OneDnnLast
 from benchmarks.peers.onnx_runtime import OnnxRuntime, OnnxRuntimeRun
 from benchmarks.peers.plain_copy import Copy
@@ -19,6 +19,7 @@ CONTENDERS: tuple[type[Contender], ...] = (
     CbnFresh,
     CbnLayer,
     CbnLayerFresh,
+    CbnFunction,
     Torch,
     TorchOut,
     TorchMkldnn,

@@ -1,4 +1,4 @@
-"""cbn: its layers, its fused scale and shift, and its gradient."""
+"""cbn: its layers, its fused scale and shift, its gradient, and in a small call its function."""
 
 from __future__ import annotations
 
@@ -94,3 +94,26 @@ class CbnLayerFresh(CbnLayer):
     name = "cbn layer new"
     legend = "the layer in eval mode, a fresh output each call"
     fresh = True
+
+
+class CbnFunction(Cbn):
+    name = "cbn function"
+    legend = "cbn.batch_norm in eval, with out="
+    modes = frozenset({"call"})
+
+    def _statement(self, out: np.ndarray) -> Statement:
+        import cbn
+
+        data = self.data
+        return Statement(
+            "f(x, mean, var, weight, bias, eps=eps, axis=axis, out=out)",
+            f=cbn.batch_norm,
+            x=data.x,
+            mean=data.running_mean,
+            var=data.running_var,
+            weight=data.weight,
+            bias=data.bias,
+            eps=EPS,
+            axis=self.case.channel_axis,
+            out=out,
+        )

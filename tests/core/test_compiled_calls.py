@@ -1,9 +1,12 @@
-"""A training forward of a contiguous array, and its gradient, are compiled: TrainingCall."""
+"""Calls on contiguous arrays, of the layers in training and of the functions, are compiled:
+BatchNormCall. What it does not serve goes the way that checks."""
 
 from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -11,6 +14,7 @@ import oracles
 import pytest
 
 import cbn
+from cbn._arrays import compiled_call
 
 SHAPES = {
     2: [(7, 19), (300, 64)],
@@ -35,6 +39,19 @@ def took_the_compiled_call(bn: cbn.BatchNorm1d, x: np.ndarray) -> bool:
     return copy.deepcopy(bn)._attempt_training(x, None) is not None
 
 
+@pytest.fixture
+def checked(monkeypatch) -> Callable[..., Any]:
+    """Calls a function of cbn that then goes the way that checks."""
+
+    def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for module in ("functional", "stats"):
+                patch.setattr(f"cbn.{module}.compiled_call", lambda *arguments: None)
+            return function(*arguments, **options)
+
+    return call
+
+
 DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16]
 
 
@@ -44,16 +61,15 @@ DTYPES = ["float32", "float64", "float16", ml_dtypes.bfloat16]
 @pytest.mark.parametrize(
     "shape", [shape for shapes in SHAPES.values() for shape in shapes], ids=str
 )
-def test_it_gives_the_bits_of_the_function(shape, dtype, last, num_threads):
+def test_it_gives_the_bits_of_the_checked_way(shape, dtype, last, num_threads, checked):
     x = oracles.array(shape, dtype)
     x = oracles.channels_last(x) if last else x
     x = np.moveaxis(x, 1, -1) if last else x
     own = dtype if dtype == "float64" else "float32"
     bn = layer_for(shape, dtype=own, channels_last=last, num_threads=num_threads, momentum=0.3)
     mean, var = bn.running_mean.copy(), bn.running_var.copy()
-    expected = cbn.batch_norm(
-        x, mean, var, bn.weight, bn.bias, True, 0.3, axis=-1 if last else 1, num_threads=1
-    )
+    options = {"training": True, "momentum": 0.3, "axis": -1 if last else 1, "num_threads": 1}
+    expected = checked(cbn.batch_norm, x, mean, var, bn.weight, bn.bias, **options)
     assert took_the_compiled_call(bn, x)
     result = bn(x)
     np.testing.assert_array_equal(result, expected)
@@ -130,14 +146,15 @@ def test_in_place_and_into_out():
 @pytest.mark.parametrize(
     "shape", [shape for shapes in SHAPES.values() for shape in shapes], ids=str
 )
-def test_its_gradient_has_the_bits_of_the_function(shape, dtype, last):
+def test_its_gradient_has_the_bits_of_the_checked_way(shape, dtype, last, checked):
     x, dy = (oracles.array(shape, dtype, seed) for seed in (0, 1))
     if last:
         x, dy = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dy))
     bn = layer_for(shape, dtype="float64" if dtype == "float64" else "float32", channels_last=last)
     bn(x)
     assert bn._attempt_gradient(dy, None) is not None
-    for got, expected in zip(bn.backward(dy), bn.backward(dy, x), strict=True):
+    wanted = checked(bn.backward, dy, x)
+    for got, expected in zip(bn.backward(dy), wanted, strict=True):
         np.testing.assert_array_equal(got, expected)
     out = dy.copy()
     assert bn.backward(out, out=out)[0] is out
@@ -232,12 +249,155 @@ def test_calls_on_foreign_dtypes_leave_nothing_behind():
     for size in range(1, 20):
         with pytest.raises(TypeError, match="x: expected float16"):
             bn(np.zeros((2, 5), f"S{size}"))
-    assert not bn._training_calls
+    assert not bn._compiled_calls
 
 
 def test_moments_of_another_size_are_not_read():
     bn, x = layer_for((5, 19, 7)), oracles.array((5, 19, 7))
-    call = bn._training_call(x.dtype)
+    call = bn._compiled_call(x.dtype)
     for wrong in (np.zeros((3, 1)), np.zeros((3, 19), np.float32)):
         assert call.gradient(x, x, None, wrong, 1e-5) is None
     assert call.gradient(x, x, None, np.ones((3, 19)), 1e-5) is not None
+
+
+# ---- the functions -------------------------------------------------------------------------------
+
+
+def parameters(channels: int, dtypes: str) -> list[np.ndarray | None]:
+    """weight, bias, mean and variance, each of the type of a letter: f, d, or - for none."""
+    return [
+        None if kind == "-" else np.abs(oracles.array((channels,), np.dtype(kind), seed)) + 0.5
+        for seed, kind in enumerate(dtypes)
+    ]
+
+
+def same(got: Any, expected: Any) -> None:
+    """Assert that arrays, or tuples of them, have one type and the same bits."""
+    if not isinstance(got, tuple):
+        got, expected = (got,), (expected,)
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("dtypes", ["ffff", "dddd", "fdfd", "--ff", "-fdd", "f-df"])
+@pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
+@pytest.mark.parametrize("shape", [(7, 19), (5, 19, 7), (2, 64, 56, 56), (3, 4, 2, 2)], ids=str)
+def test_functions_give_the_bits_of_the_checked_way(shape, dtype, last, dtypes, checked):
+    x, dy = (oracles.array(shape, dtype, seed) for seed in (0, 1))
+    if last:
+        x, dy = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dy))
+    axis = -1 if last else 1
+    weight, bias, mean, var = parameters(shape[1], dtypes)
+    state = (weight, bias, mean, var)
+    call = compiled_call(x, axis % x.ndim, None, state)
+
+    assert call.evaluate(x, None, 1e-5) is not None
+    arguments = (x, mean, var, weight, bias)
+    same(cbn.batch_norm(*arguments, axis=axis), checked(cbn.batch_norm, *arguments, axis=axis))
+
+    assert call.moments(x) is not None
+    stats = cbn.batch_stats(x, axis=axis), checked(cbn.batch_stats, x, axis=axis)
+    same(*((part.mean, part.m2, part.mean_low) for part in stats))
+
+    arguments = (dy, x, weight, mean, var)
+    for training in (False, True):
+        assert call.gradient_of(dy, x, None, not training) is not None
+        options = {"training": training, "axis": axis}
+        same(
+            cbn.batch_norm_backward(*arguments, **options),
+            checked(cbn.batch_norm_backward, *arguments, **options),
+        )
+
+    def train() -> tuple[np.ndarray, ...]:
+        moved = mean.copy(), var.copy()
+        result = cbn.batch_norm(x, *moved, weight, bias, training=True, momentum=0.3, axis=axis)
+        assert not np.array_equal(moved[0], mean)
+        return result, *moved
+
+    same(train(), checked(train))
+    assert call.train(x, None, 1e-5, 0.3) is not None
+
+
+def test_training_without_running_statistics_is_compiled(checked):
+    x = oracles.array((6, 5, 7))
+    assert compiled_call(x, 1, None).train(x, None, 1e-5, 0.1) is not None
+    same(
+        cbn.batch_norm(x, None, None, training=True),
+        checked(cbn.batch_norm, x, None, None, training=True),
+    )
+
+
+def unaligned(values: np.ndarray) -> np.ndarray:
+    memory = np.empty(values.nbytes + 1, np.uint8)
+    array = memory[1:].view(values.dtype)
+    array[...] = values
+    return array
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda array: np.repeat(array, 2)[::2],
+        lambda array: array.astype(np.float16),
+        lambda array: array.astype(ml_dtypes.bfloat16),
+        lambda array: array.astype(np.longdouble),
+        unaligned,
+        memoryview,
+    ],
+    ids=["strided", "float16", "bfloat16", "longdouble", "unaligned", "memoryview"],
+)
+@pytest.mark.parametrize("which", range(4), ids=["weight", "bias", "mean", "var"])
+def test_parameters_that_it_does_not_serve_go_the_checked_way(which, form):
+    x = oracles.array((6, 5, 7))
+    state = [np.roll([0.5, 1.0, 1.5, 2.0, 4.0], places) for places in range(4)]  # in any type
+    plain = cbn.batch_norm(x, *state[2:], *state[:2])
+    gradient, *_ = cbn.batch_norm_backward(x, x, state[0], *state[2:])
+    state[which] = form(state[which])
+    call = compiled_call(x, 1, None, tuple(state))
+    assert call.evaluate(x, None, 1e-5) is None
+    assert call.train(x, None, 1e-5, 0.1) is None
+    assert call.gradient_of(x, x, None, False) is None
+    same(cbn.batch_norm(x, *state[2:], *state[:2]), plain)
+    same(cbn.batch_norm_backward(x, x, state[0], *state[2:])[0], gradient)
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (1, 5), (4,), (6,), (5, 2), ()], ids=str)
+@pytest.mark.parametrize("which", range(4), ids=["weight", "bias", "mean", "var"])
+def test_parameters_of_another_shape_are_refused(which, shape):
+    x = oracles.array((6, 5, 7))
+    state = parameters(5, "ffff")
+    state[which] = np.ones(shape, np.float32)
+    with pytest.raises(ValueError, match=r"expected shape \(5,\)"):
+        cbn.batch_norm(x, *state[2:], *state[:2])
+    with pytest.raises(ValueError, match=r"expected shape \(5,\)"):
+        cbn.batch_norm(x, *state[2:], *state[:2], training=True)
+    if which != 1:
+        with pytest.raises(ValueError, match=r"expected shape \(5,\)"):
+            cbn.batch_norm_backward(x, x, state[0], *state[2:])
+
+
+PLACES = {"running_mean": 0, "running_var": 20, "x": 40, "out": 220}  # within 400 values
+
+
+@pytest.mark.parametrize("shift", [0, 3, -3], ids=["same", "after", "before"])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("running_mean", "running_var"),
+        ("running_mean", "x"),
+        ("running_mean", "out"),
+        ("running_var", "x"),
+        ("running_var", "out"),
+    ],
+)
+def test_statistics_within_another_array_are_refused_and_nothing_is_written(name, other, shift):
+    places = {**PLACES, name: PLACES[other] + shift}
+    memory = np.abs(oracles.array((400,)))
+    before = memory.copy()
+    running = [memory[places[key] :][:5] for key in ("running_mean", "running_var")]
+    x, out = (memory[places[key] :][:175].reshape(5, 5, 7) for key in ("x", "out"))
+    with pytest.raises(ValueError, match=f"{name}: shares memory with {other}"):
+        cbn.batch_norm(x, *running, training=True, out=out)
+    np.testing.assert_array_equal(memory, before)
