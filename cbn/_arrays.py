@@ -24,6 +24,7 @@ __all__ = [
     "check_axis",
     "check_dtype",
     "check_eps",
+    "check_flag",
     "check_momentum",
     "compiled_call",
     "overlap",
@@ -124,6 +125,13 @@ def check_eps(eps: float) -> float:
     if not 0 <= value < np.inf:
         raise ValueError(f"eps: expected a finite number >= 0, got {value}")
     return value
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """Return `value`, which must be true or false and nothing that merely counts as such."""
+    if value is True or value is False or isinstance(value, np.bool_):
+        return bool(value)
+    raise TypeError(f"{name}: expected True or False, got {value!r}")
 
 
 def check_momentum(momentum: float | None, *, none: bool = False) -> float | None:
@@ -282,7 +290,7 @@ def compiled_call(
     if (axis != 1 and axis != x.ndim - 1) or not x.flags.c_contiguous:
         return None
     call = kernels.BatchNormCall()
-    call.prepare(x.shape[axis], x.dtype, axis != 1, (2, 32), thread_rule(num_threads), state)
+    call._prepare(x.shape[axis], x.dtype, axis != 1, (2, 32), thread_rule(num_threads), state)
     return call
 
 
@@ -312,7 +320,7 @@ def arrange(inputs: Mapping[str, np.ndarray], out: Any, axis: int) -> Arranged:
     ------
     ValueError, TypeError
         Where there is no value, or `out` has another shape or dtype, is read-only, overlaps an
-        input without being it, or has strides that no layout serves.
+        input without being it, or neither its channels nor what follows them are contiguous.
     """
     arrays = list(inputs.values())
     x = arrays[0]
@@ -335,6 +343,6 @@ def arrange(inputs: Mapping[str, np.ndarray], out: Any, axis: int) -> Arranged:
         if y is None:
             target_array = np.empty(x.shape, x.dtype)  # in C order, which a layout always serves
     raise ValueError(
-        f"out: strides {target_array.strides} of shape {target_array.shape} serve no layout; "
-        "expected the channels, or what follows them, to be contiguous"
+        "out: expected the channels, or what follows them, to be contiguous; got strides "
+        f"{target_array.strides} for shape {target_array.shape}"
     )

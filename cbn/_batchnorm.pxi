@@ -75,8 +75,8 @@ cdef class BatchNormCall(ContiguousCall):
 
     Each method returns None where the checked way must be gone; nothing has been changed then.
 
-    Parameters (of `prepare`)
-    -------------------------
+    Parameters (of `_prepare`)
+    --------------------------
     channels, dtype, last, ranks, threads
         As for AffineMap.
     state : tuple of four (C,) arrays of float32 or float64, or None
@@ -86,7 +86,7 @@ cdef class BatchNormCall(ContiguousCall):
 
     cdef tuple state
 
-    def prepare(
+    def _prepare(
         self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads, tuple state
     ):
         """Take hold of the arrays, once."""

@@ -61,7 +61,7 @@ cdef class ContiguousCall:
     cdef int take(
         self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads
     ) except -1:
-        """Set up: see `prepare` of the subclasses."""
+        """Set up: see `_prepare` of the subclasses."""
         self.channels, self.last = channels, last
         self.brain = None if dtype.kind == "f" else dtype
         self.kind = ord("H" if self.brain is not None else dtype.char)
@@ -121,11 +121,11 @@ cdef class ContiguousCall:
 cdef class AffineMap(ContiguousCall):
     """act((x - m) * a + b + residual) of contiguous arrays, with little around it.
 
-    A call does what `_checked`, which the subclass has, would do; `attempt` returns None in place
+    A call does what `_checked`, which the subclass has, would do; `_attempt` returns None in place
     of calling it.
 
-    Parameters (of `prepare`)
-    -------------------------
+    Parameters (of `_prepare`)
+    --------------------------
     values : (3, C) float64
         m, a, b, rounded to the working type.
     dtype : numpy.dtype
@@ -137,7 +137,7 @@ cdef class AffineMap(ContiguousCall):
     ranks : (int, int)
         Fewest and most axes of x.
     watched : tuple of arrays
-        `attempt` returns None once one of them has been changed.
+        `_attempt` returns None once one of them has been changed.
     threads : (int, int, bool)
         A ThreadRule of _threads.py.
     """
@@ -167,7 +167,7 @@ cdef class AffineMap(ContiguousCall):
             PyBuffer_Release(&self.watched[k])
         free(self.remembered)
 
-    def prepare(
+    def _prepare(
         self, const double[:, ::1] values, dtype, bint last, int activation, double slope,
         tuple ranks, tuple watched, threads
     ):
@@ -205,7 +205,7 @@ cdef class AffineMap(ContiguousCall):
         self.watching += 1
         return 0
 
-    def attempt(self, x, out=None):
+    def _attempt(self, x, out=None):
         """The result, or None where the checked way must be gone."""
         cdef int k
         for k in range(self.watching):

@@ -11,7 +11,7 @@ scale: Mapping[str, Any]
 move: Mapping[str, Any]
 
 class AffineMap:
-    def prepare(
+    def _prepare(
         self,
         values: np.ndarray,
         dtype: np.dtype[Any],
@@ -22,11 +22,11 @@ class AffineMap:
         watched: tuple[np.ndarray, ...],
         threads: tuple[int, int, bool],
     ) -> None: ...
-    def attempt(self, x: Any, out: Any = None) -> Any: ...
+    def _attempt(self, x: Any, out: Any = None) -> Any: ...
     def __call__(self, x: Any, out: Any = None, residual: Any = None) -> np.ndarray: ...
 
 class BatchNormCall:
-    def prepare(
+    def _prepare(
         self,
         channels: int,
         dtype: np.dtype[Any],

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self, overload
 
 import numpy as np
 
-from ._arrays import as_channel_array, check_dtype, check_eps, check_momentum
+from ._arrays import as_channel_array, check_dtype, check_eps, check_flag, check_momentum
 from ._threads import check_num_threads
 
 __all__ = ["LayerState"]
@@ -82,8 +82,8 @@ class LayerState:
         self.channels_last = channels_last
         self.num_threads = num_threads
         self.training = True
-        self._affine = bool(affine)
-        self._track_running_stats = bool(track_running_stats)
+        self._affine = check_flag(affine, "affine")
+        self._track_running_stats = check_flag(track_running_stats, "track_running_stats")
         self._arrays: dict[str, np.ndarray | None] = dict.fromkeys(
             ("weight", "bias", "running_mean", "running_var")
         )
@@ -131,7 +131,7 @@ class LayerState:
 
     @channels_last.setter
     def channels_last(self, value: bool) -> None:
-        self._channels_last = bool(value)
+        self._channels_last = check_flag(value, "channels_last")
         self._forget()
 
     @property
@@ -184,7 +184,7 @@ class LayerState:
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or with ``mode=False`` to eval; returns the layer."""
-        self.training = bool(mode)
+        self.training = check_flag(mode, "mode")
         return self
 
     def eval(self) -> Self:
@@ -260,6 +260,10 @@ class LayerState:
         if self._dtype != np.float32:
             text += f", dtype={str(self._dtype)!r}"
         return text + (", channels_last=True)" if self.channels_last else ")")
+
+
+# Named in Python's own messages on arguments that are missing or too many.
+LayerState.__init__.__qualname__ = "BatchNorm.__init__"
 
 
 def _to_count(value: Any) -> int:

@@ -12,6 +12,7 @@ from ._arrays import (
     as_channel_array,
     check_axis,
     check_eps,
+    check_flag,
     check_momentum,
     compiled_call,
     overlap,
@@ -216,6 +217,7 @@ def batch_norm(
     axis = check_axis(axis, array.ndim)
     channels = array.shape[axis]
     eps = check_eps(eps)
+    training = check_flag(training, "training")
     check_momentum(momentum)
     num_threads = check_num_threads(num_threads)
     call = compiled_call(array, axis, num_threads, (weight, bias, running_mean, running_var))
@@ -314,6 +316,7 @@ def batch_norm_backward(
         raise ValueError(f"dy: expected shape {array.shape}, like x, got {slope.shape}")
     if slope.dtype != array.dtype:
         raise TypeError(f"dy: expected {array.dtype}, like x, got {slope.dtype}")
+    training = check_flag(training, "training")
     num_threads = check_num_threads(num_threads)
     call = compiled_call(array, axis, num_threads, (weight, None, mean, rstd))
     if call is not None:

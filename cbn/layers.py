@@ -112,7 +112,7 @@ class BatchNorm(LayerState):
         """
         fast = self._fast
         if fast is not None and not self.training:
-            result = fast.attempt(x, out)
+            result = fast._attempt(x, out)
             if result is not None:
                 return result  # type: ignore[no-any-return]  # compiled
         if self.training:
@@ -244,7 +244,7 @@ class BatchNorm(LayerState):
         if call is None:
             call = kernels.BatchNormCall()
             if element_of(dtype) is not None:
-                call.prepare(
+                call._prepare(
                     self._num_features,
                     dtype,
                     self.channels_last,
@@ -295,7 +295,7 @@ class BatchNorm(LayerState):
         fast = kernels.AffineMap()
         ranks = (min(self._ranks), max(self._ranks))
         rule = thread_rule(self.num_threads)
-        fast.prepare(mab, dtype, self.channels_last, 0, 0.0, ranks, watched, rule)
+        fast._prepare(mab, dtype, self.channels_last, 0, 0.0, ranks, watched, rule)
         return fast
 
     def _running(self) -> tuple[np.ndarray, np.ndarray]:

@@ -46,6 +46,11 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
     num_threads : int, optional
         As in ``cbn.batch_norm``.
 
+    A call, ``f(x, out=None, residual=None)``, takes an array of `dtype`, with at least 2 dimensions
+    and C channels on `axis`, writes into `out` or a new array, and returns it; `out` may be x or
+    `residual`, which are arrays like x. It raises TypeError or ValueError for what is not accepted,
+    and has changed nothing then.
+
     Attributes
     ----------
     shift, scale, bias : read-only ndarray of float64, shape (C,)
@@ -91,7 +96,7 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
         if not np.isfinite(self._negative_slope):
             raise ValueError(f"negative_slope: expected a finite number, got {negative_slope}")
         self._num_threads = check_num_threads(num_threads)
-        self.prepare(
+        self._prepare(
             self._values,
             self._dtype,
             axis == -1,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from cbn import _dispatch, functional, layers
+from cbn import _dispatch
 
 USABLE = _dispatch.usable_isas()
 
@@ -36,7 +37,12 @@ def running(isa: str) -> Iterator[Any]:
     here where they are not small and contiguous, or where they ask for two threads.
     """
     kernels = importlib.import_module(f"cbn.{_dispatch.ISAS[isa][0]}")
+    own = [  # _dispatch, and all that took it from there
+        module
+        for name, module in sys.modules.items()
+        if name.startswith("cbn.") and getattr(module, "kernels", None) is _dispatch.kernels
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_dispatch, functional, layers):
+        for module in own:
             patch.setattr(module, "kernels", kernels)
         yield kernels

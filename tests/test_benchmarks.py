@@ -181,6 +181,10 @@ def test_targets_of_calls() -> None:
         (["--shape", "1x64"], "more than one value a channel"),
         (["--rounds", "0"], "expected 1 or more"),
         (["--only", "abacus"], "abacus"),
+        (
+            ["--targets", "package", "--shape", SHAPE],
+            "--shape: --targets package has shapes of its",
+        ),
         (["--targets", "abacus"], "expected one of train, eval"),
         (["--targets", "package", "--wheel", "no.whl"], "there is no file no.whl"),
         (["--wheel", "no.whl"], "--wheel goes with --targets alone"),

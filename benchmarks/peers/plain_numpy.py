@@ -16,6 +16,7 @@ class NumPy(Contender):
     family = "numpy"
     legend = (
         "x * a + b in place of a buffer in use, in call a fresh one; mean and var of x in train; "
+        "in backward the sums and dx by their formulas; "
         "16-bit types by way of a float32 buffer; one thread"
     )
     modes = frozenset({"train", "eval", "backward", "call"})

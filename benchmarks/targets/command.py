@@ -29,6 +29,7 @@ GROUPS: dict[str, Callable[[Session], Iterator[Row]]] = {
     "memory": memory,
     "package": package,
 }
+SHAPED = frozenset({"train", "eval", "backward", "16-bit"})  # what --shape says something to
 HEADER = ("", "measure", "bar", "figure", "at")
 SIGNS = {True: "met", False: "NOT MET", None: "-"}
 
@@ -37,6 +38,8 @@ def main(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Measure all groups, or the one asked for."""
     if options.targets and options.targets not in GROUPS:
         parser.error(f"--targets: expected one of {', '.join(GROUPS)}, got {options.targets!r}")
+    if options.targets and options.shapes and options.targets not in SHAPED:
+        parser.error(f"--shape: --targets {options.targets} has shapes of its own, or none")
     if options.wheel and not options.wheel.is_file():
         parser.error(f"--wheel: there is no file {options.wheel}")
     session = Session(options)

@@ -293,7 +293,7 @@ def test_it_cannot_be_made_anew():
     with pytest.raises(TypeError, match="ScaleShift is immutable"):
         f.__init__(np.ones(5), np.ones(5), np.ones(5))
     with pytest.raises(TypeError, match="ScaleShift is immutable"):
-        f.prepare(np.ones((3, 5)), np.dtype("f"), False, 0, 0.0, (2, 5), (), (0, 1, True))
+        f._prepare(np.ones((3, 5)), np.dtype("f"), False, 0, 0.0, (2, 5), (), (0, 1, True))
     for got, want in zip((f(X), f(strided(X)), f.scale), before, strict=True):
         np.testing.assert_array_equal(got, want)
 

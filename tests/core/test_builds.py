@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import builds
 import ml_dtypes
@@ -18,6 +19,7 @@ import oracles
 import pytest
 
 import cbn
+from cbn._arrays import compiled_call
 
 SHAPES = {
     "one value a channel": (1, 17),
@@ -128,6 +130,29 @@ def test_so_do_arrays_that_are_written_past_the_cache(dtype, layout):
 
 
 @builds.each_build
+def test_functions_and_layers_are_served_by_the_build_that_runs(isa, monkeypatch):
+    x, ones = oracles.array((4, 3, 5)), np.ones(3)
+    with builds.running(isa) as kernels:
+        assert type(compiled_call(x, 1, None)) is kernels.BatchNormCall
+        assert type(cbn.BatchNorm1d(3)._compiled_call(x.dtype)) is kernels.BatchNormCall
+        asked = []
+        monkeypatch.setattr(kernels, "scale", Asked(asked, kernels.scale))
+        cbn.batch_norm(x[:, :, ::2], ones, ones)  # which is not contiguous
+        assert asked == ["float"]
+
+
+class Asked:
+    """A fused function that remembers what it was asked for."""
+
+    def __init__(self, asked: list[str], functions: Any) -> None:
+        self._asked, self._functions = asked, functions
+
+    def __getitem__(self, name: str) -> Any:
+        self._asked.append(name)
+        return self._functions[name]
+
+
+@builds.each_build
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 def test_the_compiled_call_gives_the_bits_of_the_checked_one(last, dtype, isa):
@@ -141,7 +166,7 @@ def test_the_compiled_call_gives_the_bits_of_the_checked_one(last, dtype, isa):
                 x, residual = (np.moveaxis(array, 1, -1).copy() for array in (x, residual))
             for number, activation in enumerate(cbn.scale_shift.ACTIVATIONS):
                 compiled = kernels.AffineMap()
-                compiled.prepare(
+                compiled._prepare(
                     values, np.dtype(dtype), last, number, 0.01, (2, 5), (), (1 << 15, 3, True)
                 )
                 checked = cbn.ScaleShift(
@@ -176,6 +201,7 @@ OLD_CPU = """
 import sys, types
 sys.modules["cbn._cpu"] = types.SimpleNamespace(level=lambda: 1)
 import cbn
+from cbn._arrays import compiled_call
 print(cbn.build_info()["isa"], cbn.build_info()["isas"])
 print([name for name in ("cbn._kernels_v3", "cbn._kernels_v4") if name in sys.modules])
 """

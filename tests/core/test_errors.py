@@ -303,6 +303,30 @@ def test_bfloat16_of_another_byte_order_is_refused():
         cbn.batch_stats(np.zeros((4, 3), ml_dtypes.bfloat16).astype(dtype))
 
 
+@pytest.mark.parametrize("bad", ["no", "", 1, 0, None, np.ones(3)], ids=repr)
+def test_what_is_neither_true_nor_false(bad):
+    x, ones = np.ones((4, 3), np.float32), np.ones(3, np.float32)
+    for name in ("affine", "track_running_stats", "channels_last"):
+        with pytest.raises(TypeError, match=f"{name}: expected True or False, got"):
+            cbn.BatchNorm1d(3, **{name: bad})
+    with pytest.raises(TypeError, match="mode: expected True or False, got"):
+        cbn.BatchNorm1d(3).train(bad)
+    with pytest.raises(TypeError, match="training: expected True or False, got"):
+        cbn.batch_norm(x, ones, ones, training=bad)
+    with pytest.raises(TypeError, match="training: expected True or False, got"):
+        cbn.batch_norm_backward(x, x, None, ones, ones, training=bad)
+
+
+def test_numpy_has_a_true_and_a_false_too():
+    bn = cbn.BatchNorm1d(3, affine=np.False_, channels_last=np.True_)
+    assert (bn.affine, bn.channels_last, bn.train(np.False_).training) == (False, True, False)
+
+
+def test_arguments_that_are_missing_are_said_of_the_layer():
+    with pytest.raises(TypeError, match=r"^BatchNorm\.__init__\(\) missing"):
+        cbn.BatchNorm2d()
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [

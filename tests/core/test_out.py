@@ -111,7 +111,7 @@ REFUSED = {
     "strides": (
         lambda x: np.empty((4, 7, 5, 12), np.float32)[..., ::2],
         ValueError,
-        "out: strides .* serve no layout; expected",
+        "out: expected the channels, or what follows them, to be contiguous; got strides",
     ),
     "alignment": (
         lambda x: np.empty(x.nbytes + 1, np.uint8)[1:].view(np.float32).reshape(x.shape),
