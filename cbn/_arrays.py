@@ -1,4 +1,5 @@
-"""What arrays are accepted, and how the kernels see them: the one place of validation.
+"""What arrays are accepted, and how the kernels see them: the one place of validation, but for
+what `compiled_call` takes at once.
 
 The kernels know two layouts, both three-dimensional: "first", (N, C, L) with contiguous runs of L,
 and "last", (A, B, C) with contiguous rows of C.
@@ -8,6 +9,8 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,7 +56,9 @@ def check_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
             raise TypeError
         result: np.dtype[Any] = np.dtype(dtype)
     except TypeError:
-        raise TypeError(f"{name}: expected {accepted_dtypes()}, got {dtype!r}") from None
+        raise TypeError(
+            f"{name}: expected {accepted_dtypes()}, got {reprlib.repr(dtype)}"
+        ) from None
     if element_of(result) is None:
         shown = result.str if not result.isnative else result
         raise TypeError(f"{name}: expected {accepted_dtypes()}, got {shown}")
@@ -79,12 +84,14 @@ def to_ndarray(value: Any, name: str) -> np.ndarray:
             raise TypeError(f"{name}: a masked array is not accepted; fill or drop what is masked")
         return np.asarray(value)  # a memory map, say
     if hasattr(value, "__dlpack__"):
+        if _is_bfloat16_of_torch(value):
+            return np.from_dlpack(value.view(sys.modules["torch"].int16)).view(_bfloat16(name))
         try:
             return np.from_dlpack(value)
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise TypeError(
-                f"{name}: {type(value).__name__} cannot be read through __dlpack__: {error}; "
-                "give a NumPy array (bfloat16: of ml_dtypes.bfloat16)"
+                f"{name}: {type(value).__name__} cannot be read through __dlpack__: "
+                f"{str(error).rstrip('.')}; give a NumPy array"
             ) from error
     if hasattr(value, "__array_interface__") or hasattr(value, "__array__"):
         return np.asarray(value)
@@ -95,6 +102,18 @@ def to_ndarray(value: Any, name: str) -> np.ndarray:
             f"{name}: expected an array (NumPy, buffer protocol or __dlpack__), "
             f"got {type(value).__name__}"
         ) from None
+
+
+def _is_bfloat16_of_torch(value: Any) -> bool:
+    """Whether a tensor on the CPU is of the type that NumPy's DLPack lacks."""
+    torch: Any = sys.modules.get("torch")  # where there is a tensor, it is there
+    return (
+        torch is not None
+        and isinstance(value, torch.Tensor)
+        and value.dtype == torch.bfloat16
+        and value.device.type == "cpu"
+        and not value.requires_grad
+    )
 
 
 def as_array(value: Any, name: str = "x") -> np.ndarray:
@@ -131,7 +150,7 @@ def check_flag(value: Any, name: str) -> bool:
     """Return `value`, which must be true or false and nothing that merely counts as such."""
     if value is True or value is False or isinstance(value, np.bool_):
         return bool(value)
-    raise TypeError(f"{name}: expected True or False, got {value!r}")
+    raise TypeError(f"{name}: expected True or False, got {reprlib.repr(value)}")
 
 
 def check_momentum(momentum: float | None, *, none: bool = False) -> float | None:
@@ -153,8 +172,8 @@ def to_float(value: Any, name: str, accepted: str = "a number") -> float:
         raise TypeError(f"{name}: expected {accepted}, got {type(value).__name__}")
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"{name}: expected {accepted}, got {value!r}: {error}") from None
+    except (TypeError, ValueError, OverflowError):
+        raise TypeError(f"{name}: expected {accepted}, got {reprlib.repr(value)}") from None
 
 
 def check_axis(axis: int, ndim: int) -> int:

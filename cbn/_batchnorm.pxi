@@ -73,7 +73,8 @@ cdef inline void move_held(
 cdef class BatchNormCall(ContiguousCall):
     """The forward in training and in eval, the gradient, and the moments.
 
-    Each method returns None where the checked way must be gone; nothing has been changed then.
+    Each method returns None where the checked way must be gone; nothing has been changed then. The
+    state is read and written with the GIL held: threads may share running statistics.
 
     Parameters (of `_prepare`)
     --------------------------
@@ -89,30 +90,33 @@ cdef class BatchNormCall(ContiguousCall):
     def _prepare(
         self, Py_ssize_t channels, dtype, bint last, tuple ranks, threads, tuple state
     ):
-        """Take hold of the arrays, once."""
+        """Set up, once; buffers are taken at each call."""
         if self.kind != 0:
             raise TypeError(f"{type(self).__name__} is immutable")
         self.state = state
         self.take(channels, dtype, last, ranks, threads)
 
-    cdef bint hold_x(self, Held *held, x, dy, out):
-        """Open x and, where they are given, dy and out; False where one is not to be had."""
-        if self.refuses(x, out) or (dy is not None and self.refuses(dy, out)):
+    cdef bint hold_x(self, Held *held, x, out):
+        """Open x and, where it is given, out; False where one is not to be had."""
+        if self.refuses(x, out):
             return False
         held.open[X] = self.open(x, &held.buffers[X], 0)
         if not held.open[X] or not self.fits(&held.buffers[X]):
             return False
-        if dy is not None:
-            held.open[DY] = self.open(dy, &held.buffers[DY], 0)
-            if not held.open[DY] or not alike(&held.buffers[X], &held.buffers[DY]):
-                return False
         return out is None or self.hold_out(held, out)
+
+    cdef bint hold_dy(self, Held *held, dy, out):
+        """Open dy, after x and out."""
+        if self.refuses(dy, out):
+            return False
+        held.open[DY] = self.open(dy, &held.buffers[DY], 0)
+        return held.open[DY] and alike(&held.buffers[X], &held.buffers[DY]) and (
+            not held.open[OUT] or apart(&held.buffers[DY], &held.buffers[OUT]))
 
     cdef bint hold_out(self, Held *held, out):
         held.open[OUT] = self.open(out, &held.buffers[OUT], PyBUF_WRITABLE)
         return held.open[OUT] and alike(&held.buffers[X], &held.buffers[OUT]) and (
-            apart(&held.buffers[X], &held.buffers[OUT])) and (
-            not held.open[DY] or apart(&held.buffers[DY], &held.buffers[OUT]))
+            apart(&held.buffers[X], &held.buffers[OUT]))
 
     cdef bint hold_state(self, Held *held, bint writable):
         """Open the state; False where an array is not of its shape and types, or is read-only."""
@@ -129,11 +133,10 @@ cdef class BatchNormCall(ContiguousCall):
             if type(array) is not ndarray or not hold(held, which, array, flags):
                 return False
             buffer = &held.buffers[which]
+            # "=f" where it is not aligned, and so on
             if buffer.format[0] not in (b"f", b"d") or buffer.format[1] != 0:
                 return False
             if buffer.ndim != 1 or buffer.shape[0] != self.channels:
-                return False
-            if <uintptr_t>buffer.buf % <uintptr_t>buffer.itemsize:
                 return False
         return True
 
@@ -149,7 +152,7 @@ cdef class BatchNormCall(ContiguousCall):
         cdef int status = NO_MEMORY, k
         begin(&held)
         try:
-            if eps == 0 or not self.hold_x(&held, x, None, out) or not self.hold_state(&held, True):
+            if eps == 0 or not self.hold_x(&held, x, out) or not self.hold_state(&held, True):
                 return None
             count = <double>(held.buffers[X].len // held.buffers[X].itemsize // n)
             if count < 2 or held.open[MEAN] != held.open[SPREAD]:
@@ -166,18 +169,17 @@ cdef class BatchNormCall(ContiguousCall):
             found = empty((3, n))
             hold(&held, RESULTS, found, PyBUF_WRITABLE)
             moments = <double *>held.buffers[RESULTS].buf
-            with nogil:
-                memory = <double *>malloc(5 * n * sizeof(double))
-                if memory != NULL:
-                    training = self.forward(&held, memory, eps)
-                    training.mean, training.low = moments, moments + n
-                    training.m2 = moments + 2 * n
+            memory = <double *>malloc(5 * n * sizeof(double))
+            if memory != NULL:
+                training = self.forward(&held, memory, eps)
+                training.mean, training.low = moments, moments + n
+                training.m2 = moments + 2 * n
+                with nogil:
                     status = self.run(&held, &training, NULL)
-                    free(memory)
-                if status == 0:
-                    move_held(&held, MEAN, n, moments, 1, momentum)
-                    move_held(&held, SPREAD, n, moments + 2 * n, count - 1, momentum)
+                free(memory)
             check(status)
+            move_held(&held, MEAN, n, moments, 1, momentum)
+            move_held(&held, SPREAD, n, moments + 2 * n, count - 1, momentum)
             return out, found, held.buffers[X].buf == held.buffers[OUT].buf
         finally:
             release(&held)
@@ -191,7 +193,7 @@ cdef class BatchNormCall(ContiguousCall):
         cdef int status = NO_MEMORY
         begin(&held)
         try:
-            if not self.hold_x(&held, x, None, out) or not self.hold_state(&held, False):
+            if not self.hold_x(&held, x, out) or not self.hold_state(&held, False):
                 return None
             if not held.open[MEAN] or not held.open[SPREAD]:
                 return None
@@ -199,16 +201,16 @@ cdef class BatchNormCall(ContiguousCall):
                 out = empty_like(x)
                 if not self.hold_out(&held, out):
                     return None
-            with nogil:
-                memory = <double *>malloc(7 * self.channels * sizeof(double))
-                if memory != NULL:
-                    training = self.forward(&held, memory, eps)
-                    status = self.fused(&held, &training, memory + 5 * self.channels)
-                    if status == 0:
-                        how = map_of(&training, False)
-                        how.order = 0
+            memory = <double *>malloc(7 * self.channels * sizeof(double))
+            if memory != NULL:
+                training = self.forward(&held, memory, eps)
+                status = self.fused(&held, &training, memory + 5 * self.channels)
+                if status == 0:
+                    how = map_of(&training, False)
+                    how.order = 0
+                    with nogil:
                         status = self.run(&held, NULL, &how)
-                    free(memory)
+                free(memory)
             if status == UNFIT:
                 return None
             check(status)
@@ -221,9 +223,12 @@ cdef class BatchNormCall(ContiguousCall):
         cdef Held held
         begin(&held)
         try:
-            if eps == 0 or not self.hold_x(&held, x, dy, out) or not self.hold_state(&held, False):
+            if eps == 0 or not self.hold_x(&held, x, out) or not self.hold_dy(&held, dy, out):
                 return None
-            hold(&held, MOMENTS, moments, PyBUF_SIMPLE)
+            if not self.hold_state(&held, False):
+                return None
+            if not hold(&held, MOMENTS, moments, PyBUF_SIMPLE):
+                return None
             if held.buffers[MOMENTS].len != 3 * self.channels * <Py_ssize_t>sizeof(double):
                 return None
             return self.gradient_into(&held, x, out, eps, False)
@@ -235,7 +240,9 @@ cdef class BatchNormCall(ContiguousCall):
         cdef Held held
         begin(&held)
         try:
-            if not self.hold_x(&held, x, dy, out) or not self.hold_state(&held, False):
+            if not self.hold_x(&held, x, out) or not self.hold_dy(&held, dy, out):
+                return None
+            if not self.hold_state(&held, False):
                 return None
             if not held.open[MEAN] or not held.open[SPREAD]:
                 return None
@@ -253,14 +260,14 @@ cdef class BatchNormCall(ContiguousCall):
                 return None
         gradients = empty((2, self.channels))
         hold(held, RESULTS, gradients, PyBUF_WRITABLE)
-        with nogil:
-            memory = <double *>malloc(7 * self.channels * sizeof(double))
-            if memory != NULL:
-                status = self.backward(held, memory, eps, &training)
-                training.frozen = frozen
-                if status == 0:
+        memory = <double *>malloc(7 * self.channels * sizeof(double))
+        if memory != NULL:
+            status = self.backward(held, memory, eps, &training)
+            training.frozen = frozen
+            if status == 0:
+                with nogil:
                     status = self.run(held, &training, NULL)
-                free(memory)
+            free(memory)
         if status == UNFIT:
             return None
         check(status)
@@ -273,7 +280,7 @@ cdef class BatchNormCall(ContiguousCall):
         cdef int status
         begin(&held)
         try:
-            if not self.hold_x(&held, x, None, None):
+            if not self.hold_x(&held, x, None):
                 return None
             found = empty((3, self.channels))
             hold(&held, RESULTS, found, PyBUF_WRITABLE)

@@ -65,6 +65,8 @@ cdef class ContiguousCall:
         self.channels, self.last = channels, last
         self.brain = None if dtype.kind == "f" else dtype
         self.kind = ord("H" if self.brain is not None else dtype.char)
+        if self.kind not in b"fdeH":   # "g", which equals "d" on some machines
+            self.kind = 0
         self.fewest, self.most = ranks
         self.serial_bytes, self.most_threads, self.fixed_threads = threads
         return 0

@@ -81,7 +81,7 @@ class LayerState:
         self.momentum = momentum
         self.channels_last = channels_last
         self.num_threads = num_threads
-        self.training = True
+        self._training = True
         self._affine = check_flag(affine, "affine")
         self._track_running_stats = check_flag(track_running_stats, "track_running_stats")
         self._arrays: dict[str, np.ndarray | None] = dict.fromkeys(
@@ -104,6 +104,15 @@ class LayerState:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters."""
         return self._dtype
+
+    @property
+    def training(self) -> bool:
+        """Whether calls use, and pass on, the statistics of the batch."""
+        return self._training
+
+    @training.setter
+    def training(self, value: bool) -> None:
+        self._training = check_flag(value, "training")
 
     @property
     def eps(self) -> float:
@@ -184,7 +193,7 @@ class LayerState:
 
     def train(self, mode: bool = True) -> Self:
         """Switch to training, or with ``mode=False`` to eval; returns the layer."""
-        self.training = check_flag(mode, "mode")
+        self._training = check_flag(mode, "mode")
         return self
 
     def eval(self) -> Self:

@@ -111,27 +111,27 @@ class BatchNorm(LayerState):
             See ``cbn.batch_norm``. Nothing has been changed then.
         """
         fast = self._fast
-        if fast is not None and not self.training:
+        if fast is not None and not self._training:
             result = fast._attempt(x, out)
             if result is not None:
                 return result  # type: ignore[no-any-return]  # compiled
-        if self.training:
+        if self._training:
             done = self._attempt_training(x, out)
             if done is not None:
                 return done
         array = self._input(x)
         axis = self._axis % array.ndim
-        if not self.training and self._track_running_stats:
+        if not self._training and self._track_running_stats:
             mab = self._coefficients(array.dtype)
             self._fast = self._fast_map(mab, array.dtype)
             return scale_shift(array, mab, axis, out, self.num_threads)
         parameters = Parameters.of(self.weight, self.bias, self._num_features)
-        if self.training:
+        if self._training:
             for name in ("running_mean", "running_var"):
                 if (running := self._arrays[name]) is not None:  # before anything is written
                     as_channel_array(running, self._num_features, name, writable=True)
         result, moments = normalize_batch(array, parameters, self.eps, axis, out, self.num_threads)
-        if self.training:
+        if self._training:
             self._track(moments, array.size // self._num_features)
             overwritten = out is not None and overlap(array, as_array(result, "out"))
             self._last = None if overwritten else (array, moments)
@@ -203,7 +203,7 @@ class BatchNorm(LayerState):
         """
         if x is None and (done := self._attempt_gradient(dy, out)) is not None:
             return done
-        frozen = not self.training and self._track_running_stats
+        frozen = not self._training and self._track_running_stats
         if x is not None:
             array = self._input(x)
             stats = (
@@ -211,7 +211,7 @@ class BatchNorm(LayerState):
                 if frozen
                 else batch_stats(array, axis=self._axis, num_threads=self.num_threads)
             )
-        elif self._last is None or not self.training:
+        elif self._last is None or not self._training:
             raise ValueError(
                 "x: expected an array, since no training forward came before, or one that wrote "
                 "over its input; got None"
@@ -275,7 +275,7 @@ class BatchNorm(LayerState):
         self, dy: Any, out: Any
     ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None] | None:
         """The gradient of the last training forward, of contiguous arrays; None for all others."""
-        if self._last is None or not self.training:
+        if self._last is None or not self._training:
             return None
         x, moments = self._last
         done = self._compiled_call(x.dtype).gradient(dy, x, out, moments, self._eps)

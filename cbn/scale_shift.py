@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -75,10 +76,10 @@ class ScaleShift(kernels.AffineMap):  # type: ignore[misc]  # compiled, one for 
             raise TypeError("ScaleShift is immutable")
         self._dtype = check_dtype(dtype)
         if not isinstance(axis, int) or axis not in (1, -1):
-            raise ValueError(f"axis: expected 1 or -1, got {axis!r}")
+            raise ValueError(f"axis: expected 1 or -1, got {reprlib.repr(axis)}")
         if not isinstance(activation, str | None) or activation not in ACTIVATIONS:
             names = ", ".join(map(repr, ACTIVATIONS))
-            raise ValueError(f"activation: expected one of {names}, got {activation!r}")
+            raise ValueError(f"activation: expected one of {names}, got {reprlib.repr(activation)}")
         named = (("shift", shift), ("scale", scale), ("bias", bias))
         arrays = {name: to_ndarray(values, name) for name, values in named}
         channels = arrays["shift"].size

@@ -89,7 +89,7 @@ def crosscheck(
         below 7, for which onnxruntime has no kernel, or in training mode from opset 14 on, which
         CUDA refuses: ``lower`` it first. A layer is checked in form ``"primitives"`` there.
     DataError
-        When the data cannot be read or does not fit.
+        When the data cannot be read or does not fit, or an input holds no finite number.
     ProviderError
         When a provider that was asked for is not in use, or not for all nodes.
     """
@@ -99,6 +99,7 @@ def crosscheck(
     nodes = find_nodes(model)
     _require_runnable(nodes, subject)
     feeds, words = load_or_random(model, x, seed)
+    notes = not_finite(feeds)
     parts = list(batches(feeds, model_inputs(model)))
     try:
         rows = _model_rows(model, nodes, parts, providers, num_threads)
@@ -109,7 +110,7 @@ def crosscheck(
             f"{error}; these inputs are random, made up from the shapes that the model declares: "
             "give data that fits it"
         ) from error
-    return CrosscheckReport(rows, words, not_finite(feeds))
+    return CrosscheckReport(rows, words, notes)
 
 
 def _model_rows(
@@ -169,6 +170,7 @@ def _check_layer(
     given = None if x is None else np.asarray(x)
     model = load(to_onnx(bn, form=form, rank=None if given is None else _rank(bn, given)))
     feeds, words = load_or_random(model, given, seed, batch=_LAYER_BATCH, size=_LAYER_SIZE)
+    notes = not_finite(feeds)
     twin = _as_stored(bn)
     expected = {"y": twin(feeds["x"])}
     rows = _model_rows(model, find_nodes(model), [feeds], providers, num_threads)
@@ -182,7 +184,7 @@ def _check_layer(
         make_row("layer", name, actual[name].shape, provider, agreement, mode=None)
         for name, agreement in agreements.items()
     )
-    return CrosscheckReport(rows + own, words, not_finite(feeds))
+    return CrosscheckReport(rows + own, words, notes)
 
 
 def _rank(bn: Layer, x: np.ndarray) -> int | None:

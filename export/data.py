@@ -15,6 +15,7 @@ from .files import ModelLike
 from .inputs import (
     RANDOM_BATCH,
     RANDOM_SIZE,
+    DataError,
     Feeds,
     ModelInput,
     model_inputs,
@@ -47,8 +48,14 @@ ShapedArray = TypeVar("ShapedArray", bound=Shaped)
 _ACCEPTED = "expected .npy, .npz, .pb or a folder with input_0.pb"
 
 
-class DataError(ValueError):
-    """Input data cannot be read or does not fit the model; the message names the input."""
+def unreadable(path: Path, error: Exception) -> DataError:
+    """Say that a file cannot be read, and why, without NumPy's advice to load it unsafely."""
+    reason = str(error)
+    if "Object arrays" in reason or "Python objects" in reason:
+        reason = "it holds an array of Python objects; expected numbers"
+    elif "pickle" in reason:
+        reason = "it is no NumPy file, or a damaged one"
+    return DataError(f"{path}: cannot be read: {reason}")
 
 
 def load_data(data: DataLike, inputs: Sequence[ModelInput]) -> Feeds:
@@ -216,7 +223,7 @@ def _read(path: Path, inputs: Sequence[ModelInput]) -> Feeds:
     except DataError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds on broken files
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     raise DataError(f"{path}: {_ACCEPTED}, got {path.suffix or 'no extension'}")
 
 

@@ -13,7 +13,12 @@ import onnx_ir as ir
 from .files import ModelError, ModelLike, load
 from .results import counted
 
-__all__ = ["Feeds", "ModelInput", "model_inputs", "not_finite", "random_inputs"]
+__all__ = ["DataError", "Feeds", "ModelInput", "model_inputs", "not_finite", "random_inputs"]
+
+
+class DataError(ValueError):
+    """Input data cannot be read or does not fit the model; the message names the input."""
+
 
 Feeds = dict[str, np.ndarray]
 """Arrays by the names of the inputs they go to."""
@@ -136,7 +141,13 @@ def _declared(value: ir.Value) -> ModelInput:
 
 
 def not_finite(feeds: Feeds) -> tuple[str, ...]:
-    """Say of each input that holds NaN or infinities how many of its values are such."""
+    """Say of each input that holds NaN or infinities how many of its values are such.
+
+    Raises
+    ------
+    DataError
+        Where they are such in all its values: NaN equals NaN, and nothing would have been checked.
+    """
     found = []
     for name, array in feeds.items():
         if array.dtype.kind not in "fcV":  # V: bfloat16 and its like
@@ -145,6 +156,11 @@ def not_finite(feeds: Feeds) -> tuple[str, ...]:
         step = max(1, _COUNTED_AT_ONCE * len(rows) // max(1, rows.size))
         parts = (rows[start : start + step] for start in range(0, len(rows), step))
         number = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
+        if 0 < number == rows.size:
+            raise DataError(
+                f"the input {name!r} holds no finite number (NaN or infinity alone): there is "
+                "nothing to compare"
+            )
         if number:
             verb = "is" if number == 1 else "are"
             found.append(

@@ -72,7 +72,7 @@ def _open_npz(path: Path, file: BinaryIO) -> Iterator[_Source]:
     try:
         archive = np.load(file, allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a .npz file, or a damaged one: {error}") from error
+        raise ValueError(f"{path}: not a .npz file, or a damaged one") from error
     if not isinstance(archive, np.lib.npyio.NpzFile):
         raise ValueError(f"{path}: one array without a name; expected a .npz of named arrays")
 

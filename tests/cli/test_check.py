@@ -52,6 +52,26 @@ def test_prints_a_row_for_each_node_and_output_and_the_verdict(command, model, d
     assert verdict == f"passed: 2 nodes and 1 output within tolerance, on {data}"
 
 
+def test_data_without_a_finite_number_checks_nothing(command, model, tmp_path):
+    np.savez(tmp_path / "nan.npz", x=np.full((6, 3, 5), np.nan, np.float32))
+    shown = command("check", model, "--data", tmp_path / "nan.npz")
+    assert (shown.exit_code, shown.stdout) == (2, "")
+    assert "the input 'x' holds no finite number" in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data.npy"])
+def test_data_that_is_no_numpy_file_is_not_to_be_loaded_unsafely(command, model, tmp_path, name):
+    (tmp_path / name).write_text("hello")
+    for verb in ("check", "drift"):
+        shown = command(verb, model, "--data", tmp_path / name)
+        assert (shown.exit_code, shown.stdout) == (2, "")
+        assert f"{name}: cannot be read: " in shown.stderr
+        assert "pickle" not in shown.stderr
+    np.save(tmp_path / "data.npy", np.array([{}], object))
+    shown = command("check", model, "--data", tmp_path / "data.npy")
+    assert "data.npy: cannot be read: it holds an array of Python objects" in shown.stderr
+
+
 def test_json_is_the_report_and_nothing_else(command, model, data):
     shown = command("check", model, "--data", data, "--json")
     assert (shown.exit_code, shown.stderr) == (0, "")

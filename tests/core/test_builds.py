@@ -201,7 +201,6 @@ OLD_CPU = """
 import sys, types
 sys.modules["cbn._cpu"] = types.SimpleNamespace(level=lambda: 1)
 import cbn
-from cbn._arrays import compiled_call
 print(cbn.build_info()["isa"], cbn.build_info()["isas"])
 print([name for name in ("cbn._kernels_v3", "cbn._kernels_v4") if name in sys.modules])
 """

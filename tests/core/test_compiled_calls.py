@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +49,24 @@ def checked(monkeypatch) -> Callable[..., Any]:
         with monkeypatch.context() as patch:
             for module in ("functional", "stats"):
                 patch.setattr(f"cbn.{module}.compiled_call", lambda *arguments: None)
+            return function(*arguments, **options)
+
+    return call
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> Callable[..., Any]:
+    """Calls a function of cbn that must not go the way that checks."""
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("the checked way was gone")
+
+    def call(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+        with monkeypatch.context() as patch:
+            for name in ("functional.scale_shift", "functional.normalize_batch"):
+                patch.setattr(f"cbn.{name}", fail)
+            for name in ("functional.arrange", "stats.single"):
+                patch.setattr(f"cbn.{name}", fail)
             return function(*arguments, **options)
 
     return call
@@ -161,6 +181,20 @@ def test_its_gradient_has_the_bits_of_the_checked_way(shape, dtype, last, checke
     np.testing.assert_array_equal(out, bn.backward(dy)[0])
 
 
+@pytest.mark.parametrize("out", [False, True], ids=["new", "out"])
+@pytest.mark.parametrize("dy", [None, 1.0, "dy", [1.0], {}], ids=repr)
+def test_a_gradient_of_what_is_no_array_is_refused(dy, out):
+    x, ones = oracles.array((6, 5, 7)), np.ones(5)
+    out = np.empty_like(x) if out else None
+    bn = cbn.BatchNorm1d(5)
+    bn(x)
+    with pytest.raises(TypeError, match="dy: expected an array"):
+        bn.backward(dy, out=out)
+    call = compiled_call(x, 1, None, (None, None, ones, ones))
+    assert call.gradient_of(dy, x, out, False) is None
+    assert call.gradient(dy, x, out, np.ones((3, 5)), 1e-5) is None
+
+
 def test_a_wrong_gradient_is_refused_as_before():
     x = oracles.array((6, 5, 7))
     bn = cbn.BatchNorm1d(5)
@@ -255,7 +289,7 @@ def test_calls_on_foreign_dtypes_leave_nothing_behind():
 def test_moments_of_another_size_are_not_read():
     bn, x = layer_for((5, 19, 7)), oracles.array((5, 19, 7))
     call = bn._compiled_call(x.dtype)
-    for wrong in (np.zeros((3, 1)), np.zeros((3, 19), np.float32)):
+    for wrong in (np.zeros((3, 1)), np.zeros((3, 19), np.float32), None):
         assert call.gradient(x, x, None, wrong, 1e-5) is None
     assert call.gradient(x, x, None, np.ones((3, 19)), 1e-5) is not None
 
@@ -284,31 +318,22 @@ def same(got: Any, expected: Any) -> None:
 @pytest.mark.parametrize("last", [False, True], ids=["first", "last"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: np.dtype(dtype).name)
 @pytest.mark.parametrize("shape", [(7, 19), (5, 19, 7), (2, 64, 56, 56), (3, 4, 2, 2)], ids=str)
-def test_functions_give_the_bits_of_the_checked_way(shape, dtype, last, dtypes, checked):
+def test_functions_give_the_bits_of_the_checked_way(shape, dtype, last, dtypes, compiled, checked):
     x, dy = (oracles.array(shape, dtype, seed) for seed in (0, 1))
     if last:
         x, dy = (np.ascontiguousarray(np.moveaxis(array, 1, -1)) for array in (x, dy))
     axis = -1 if last else 1
     weight, bias, mean, var = parameters(shape[1], dtypes)
-    state = (weight, bias, mean, var)
-    call = compiled_call(x, axis % x.ndim, None, state)
-
-    assert call.evaluate(x, None, 1e-5) is not None
     arguments = (x, mean, var, weight, bias)
-    same(cbn.batch_norm(*arguments, axis=axis), checked(cbn.batch_norm, *arguments, axis=axis))
+    same(*(way(cbn.batch_norm, *arguments, axis=axis) for way in (compiled, checked)))
 
-    assert call.moments(x) is not None
-    stats = cbn.batch_stats(x, axis=axis), checked(cbn.batch_stats, x, axis=axis)
+    stats = [way(cbn.batch_stats, x, axis=axis) for way in (compiled, checked)]
     same(*((part.mean, part.m2, part.mean_low) for part in stats))
 
     arguments = (dy, x, weight, mean, var)
     for training in (False, True):
-        assert call.gradient_of(dy, x, None, not training) is not None
         options = {"training": training, "axis": axis}
-        same(
-            cbn.batch_norm_backward(*arguments, **options),
-            checked(cbn.batch_norm_backward, *arguments, **options),
-        )
+        same(*(way(cbn.batch_norm_backward, *arguments, **options) for way in (compiled, checked)))
 
     def train() -> tuple[np.ndarray, ...]:
         moved = mean.copy(), var.copy()
@@ -316,17 +341,90 @@ def test_functions_give_the_bits_of_the_checked_way(shape, dtype, last, dtypes, 
         assert not np.array_equal(moved[0], mean)
         return result, *moved
 
-    same(train(), checked(train))
-    assert call.train(x, None, 1e-5, 0.3) is not None
+    same(compiled(train), checked(train))
 
 
-def test_training_without_running_statistics_is_compiled(checked):
+def test_training_without_running_statistics_is_compiled(compiled, checked):
     x = oracles.array((6, 5, 7))
-    assert compiled_call(x, 1, None).train(x, None, 1e-5, 0.1) is not None
-    same(
-        cbn.batch_norm(x, None, None, training=True),
-        checked(cbn.batch_norm, x, None, None, training=True),
-    )
+    same(*(way(cbn.batch_norm, x, None, None, training=True) for way in (compiled, checked)))
+
+
+def test_an_axis_as_long_as_the_last_is_not_taken_for_it():
+    x, dy = (oracles.array((5, 3, 5), seed=seed) for seed in (0, 1))
+    state = parameters(5, "ffff")
+    moved = [np.ascontiguousarray(np.moveaxis(array, 0, 1)) for array in (x, dy)]
+    result = cbn.batch_norm(x, *state[2:], *state[:2], axis=0)
+    same(result, np.moveaxis(cbn.batch_norm(moved[0], *state[2:], *state[:2]), 1, 0))
+    mean = cbn.batch_stats(moved[0]).mean
+    np.testing.assert_allclose(cbn.batch_stats(x, axis=0).mean, mean, rtol=1e-12)
+    dx = cbn.batch_norm_backward(dy, x, state[0], *state[2:], axis=0)[0]
+    expected = cbn.batch_norm_backward(*moved[::-1], state[0], *state[2:])[0]
+    np.testing.assert_allclose(dx, np.moveaxis(expected, 1, 0), rtol=1e-4, atol=1e-6)
+
+
+def test_an_out_that_overlaps_dy_is_refused():
+    memory, x = oracles.array((220,)), oracles.array((6, 5, 7))
+    dy, out = memory[:210].reshape(x.shape), memory[10:].reshape(x.shape)
+    bn, before = cbn.BatchNorm1d(5), memory.copy()
+    bn(x)
+    with pytest.raises(ValueError, match="out: overlaps dy"):
+        bn.backward(dy, out=out)
+    with pytest.raises(ValueError, match="out: overlaps dy"):
+        cbn.batch_norm_backward(dy, x, None, np.zeros(5), np.ones(5), out=out)
+    np.testing.assert_array_equal(memory, before)
+
+
+def test_a_divisor_of_zero_is_refused():
+    x = np.ones((6, 5, 7), np.float32)
+    zeros = np.zeros(5)
+    with pytest.raises(ValueError, match=r"running_var: expected values > 0 \(eps is 0\)"):
+        cbn.batch_norm(x, zeros, zeros, eps=0)
+    with pytest.raises(ValueError, match=r"variance of x: expected values > 0 \(eps is 0\)"):
+        cbn.batch_norm(x, None, None, training=True, eps=0)
+    bn = cbn.BatchNorm1d(5)
+    bn(x)
+    bn.eps = 0
+    with pytest.raises(ValueError, match=r"variance of x: expected values > 0 \(eps is 0\)"):
+        bn.backward(x)
+
+
+def test_no_buffer_is_kept():
+    x, dy, out = (oracles.array((6, 5, 7), seed=seed) for seed in range(3))
+    state = parameters(5, "ffff")
+    call, shorter = compiled_call(x, 1, None, tuple(state)), dy[1:]
+    arrays = [x, dy, out, shorter, *state]
+    before = [sys.getrefcount(array) for array in arrays]
+    for _ in range(10):
+        result, found, _ = call.train(x, out, 1e-5, 0.1)
+        dx, gradients = call.gradient_of(dy, x, out, False)
+        moments = call.moments(x)
+        assert sys.getrefcount(found) == sys.getrefcount(gradients) == sys.getrefcount(moments) == 2
+        assert call.gradient(dy, x, out, moments, 1e-5) is not None
+        assert call.gradient(shorter, x, out, moments, 1e-5) is None
+        assert call.train(x, shorter, 1e-5, 0.1) is None
+        assert call.evaluate(x, out, 1e-5) is not None
+        assert call.evaluate(x.astype(np.float64), out, 1e-5) is None
+    del result, dx
+    assert [sys.getrefcount(array) for array in arrays] == before
+
+
+def test_threads_that_share_running_statistics_lose_no_update():
+    x = oracles.array((2, 100_000))
+    shared = [np.ones(100_000, np.float32) for _ in range(2)]
+    alone = [array.copy() for array in shared]
+
+    def train(running: list[np.ndarray], times: int) -> None:
+        for _ in range(times):
+            cbn.batch_norm(x, *running, training=True, momentum=0.01, num_threads=1)
+
+    threads = [threading.Thread(target=train, args=(shared, 40)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    train(alone, 160)
+    for got, expected in zip(shared, alone, strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def unaligned(values: np.ndarray) -> np.ndarray:

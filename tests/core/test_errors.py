@@ -312,9 +312,25 @@ def test_what_is_neither_true_nor_false(bad):
     with pytest.raises(TypeError, match="mode: expected True or False, got"):
         cbn.BatchNorm1d(3).train(bad)
     with pytest.raises(TypeError, match="training: expected True or False, got"):
+        cbn.BatchNorm1d(3).training = bad
+    with pytest.raises(TypeError, match="training: expected True or False, got"):
         cbn.batch_norm(x, ones, ones, training=bad)
     with pytest.raises(TypeError, match="training: expected True or False, got"):
         cbn.batch_norm_backward(x, x, None, ones, ones, training=bad)
+
+
+def test_a_message_is_short_whatever_came():
+    large = np.zeros((100, 100))
+    for call in (
+        lambda: cbn.BatchNorm1d(3, affine=large),
+        lambda: cbn.BatchNorm1d(3, momentum=large),
+        lambda: cbn.BatchNorm1d(3, dtype=large),
+        lambda: cbn.ScaleShift(large[0], large[0], large[0], activation=large),
+        lambda: cbn.ScaleShift(large[0], large[0], large[0], axis="y" * 10_000),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            call()
+        assert len(str(caught.value)) < 150
 
 
 def test_numpy_has_a_true_and_a_false_too():

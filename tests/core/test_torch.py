@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ml_dtypes
 import numpy as np
 import oracles
 import pytest
@@ -106,7 +107,20 @@ def test_a_channels_last_tensor_is_taken():
     )
 
 
+def test_a_bfloat16_tensor_is_read_without_a_copy_and_may_be_out():
+    x = torch.randn(6, 5).bfloat16()
+    values = x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    bn = cbn.BatchNorm1d(5, dtype="bfloat16")
+    bn.load_state_dict(torch.nn.BatchNorm1d(5).bfloat16().state_dict())
+    expected = cbn.BatchNorm1d(5, dtype="bfloat16")(values)
+    np.testing.assert_array_equal(bn(x), expected)
+    assert bn(x, out=x) is x
+    np.testing.assert_array_equal(values, expected)
+
+
 def test_a_tensor_that_requires_a_gradient_is_refused():
+    with pytest.raises(TypeError, match=r"x: .* cannot be read through __dlpack__"):
+        cbn.batch_stats(torch.ones(4, 3).bfloat16().requires_grad_())
     with pytest.raises(TypeError, match=r"x: .* cannot be read through __dlpack__"):
         cbn.BatchNorm1d(6)(torch.ones(4, 6, requires_grad=True))
 

@@ -10,7 +10,7 @@ from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 
-from ...data import DataError, check_input, choose, cut_size, only, read_tensor, renamed
+from ...data import DataError, check_input, choose, cut_size, only, read_tensor, renamed, unreadable
 from ...inputs import Feeds, ModelInput
 from .tables import Rows, content_mark, file_mark, shared_axis
 
@@ -105,7 +105,7 @@ class NpyFile(_Fitting):
         try:
             return np.asarray(np.load(self.path, mmap_mode="r", allow_pickle=False))
         except Exception as error:  # NumPy raises many kinds on broken files
-            raise DataError(f"{self.path}: cannot be read: {error}") from error
+            raise unreadable(self.path, error) from error
 
 
 class NpzFile(_Fitting):
@@ -123,7 +123,7 @@ class NpzFile(_Fitting):
                         with archive.open(name) as file:
                             headers[name.removesuffix(".npy")] = _read_header(file)
         except Exception as error:  # NumPy and zipfile raise many kinds on broken files
-            raise DataError(f"{path}: cannot be read: {error}") from error
+            raise unreadable(path, error) from error
         super().__init__(headers, inputs, str(path))
         self._keys = {
             name: next(key for key, header in headers.items() if header is chosen)
@@ -144,7 +144,7 @@ class NpzFile(_Fitting):
                 return {name: member.read(None) for name, member in self._members.items()}
             return {name: member.read((start, stop)) for name, member in self._members.items()}
         except Exception as error:  # NumPy and zipfile raise many kinds on broken files
-            raise DataError(f"{self.path}: cannot be read: {error}") from error
+            raise unreadable(self.path, error) from error
 
     def close(self) -> None:
         """Close the archive."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data import DataError
+from ...data import DataError, unreadable
 from .runs import Run
 
 __all__ = ["FOLDERS", "LabelReader", "read_labels"]
@@ -140,7 +140,7 @@ def _read(text: str, names: Sequence[str] | None) -> np.ndarray:
     except DataError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds on broken files
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise unreadable(path, error) from error
     raise DataError(f"{text}: {_ACCEPTED}")
 
 
