@@ -287,4 +287,7 @@ def _differences(
         for name in pairs[0][0]
     )
     text = "; ".join(str(difference) for difference in found)
-    return found, (f"outputs before and after, on {words}: {text}",)
+    return found, (
+        f"outputs and those of the model before, on {words}: {text} (the proof is against the "
+        "model before with the same statistics)",
+    )

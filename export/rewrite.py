@@ -140,9 +140,12 @@ class Difference:
     def __str__(self) -> str:
         if self.max_abs_difference is None:
             return f"{self.name} was not compared"
-        text = f"{self.name} moved by up to {self.max_abs_difference:.3g} of {self.largest:.3g}"
+        text = (
+            f"{self.name} differs by up to {self.max_abs_difference:.3g}, where the largest value "
+            f"was {self.largest:.3g}"
+        )
         if self.same_argmax is not None:
-            text += f", the largest of a row stays in {self.same_argmax:.1%}"
+            text += f"; {self.same_argmax:.1%} of the rows keep their largest value in its place"
         return text
 
 
