@@ -89,7 +89,7 @@ def crosscheck(
         below 7, for which onnxruntime has no kernel, or in training mode from opset 14 on, which
         CUDA refuses: ``lower`` it first. A layer is checked in form ``"primitives"`` there.
     DataError
-        When the data cannot be read or does not fit, or an input holds no finite number.
+        When the data cannot be read or does not fit, or holds no finite number.
     ProviderError
         When a provider that was asked for is not in use, or not for all nodes.
     """

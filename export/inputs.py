@@ -146,25 +146,24 @@ def not_finite(feeds: Feeds) -> tuple[str, ...]:
     Raises
     ------
     DataError
-        Where they are such in all its values: NaN equals NaN, and nothing would have been checked.
+        Where no input holds any other value: NaN equals NaN, and nothing would be checked.
     """
-    found = []
+    found, finite = [], not feeds
     for name, array in feeds.items():
         if array.dtype.kind not in "fcV":  # V: bfloat16 and its like
+            finite = True
             continue
         rows = array if array.ndim else array[None]
         step = max(1, _COUNTED_AT_ONCE * len(rows) // max(1, rows.size))
         parts = (rows[start : start + step] for start in range(0, len(rows), step))
         number = sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
-        if 0 < number == rows.size:
-            raise DataError(
-                f"the input {name!r} holds no finite number (NaN or infinity alone): there is "
-                "nothing to compare"
-            )
+        finite = finite or number < rows.size or not rows.size
         if number:
             verb = "is" if number == 1 else "are"
             found.append(
                 f"{number} of {counted(rows.size, 'value')} of the input {name!r} {verb} "
                 "not finite (NaN or infinity)"
             )
+    if not finite:
+        raise DataError(f"{'; '.join(found)}: there is nothing to compare")
     return tuple(found)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 
 from cbn.export import inputs
 from cbn.export.files import ModelError
-from cbn.export.inputs import model_inputs, not_finite, random_inputs
+from cbn.export.inputs import DataError, model_inputs, not_finite, random_inputs
 
 
 def model_taking(*inputs):
@@ -120,3 +120,10 @@ def test_values_that_are_not_finite_are_counted_by_input(monkeypatch, at_once):
         "1 of 2 values of the input 'small' is not finite (NaN or infinity)",
         "1 of 1 value of the input 'one' is not finite (NaN or infinity)",
     )
+
+
+def test_inputs_without_a_finite_number_are_refused():
+    feeds = {"x": np.full((5, 3), np.nan, np.float32), "y": np.array(np.inf)}
+    with pytest.raises(DataError, match="15 of 15 values of the input 'x' .*; 1 of 1 value"):
+        not_finite(feeds)
+    assert len(not_finite({**feeds, "index": np.arange(3)})) == 2
