@@ -124,6 +124,6 @@ def test_values_that_are_not_finite_are_counted_by_input(monkeypatch, at_once):
 
 def test_inputs_without_a_finite_number_are_refused():
     feeds = {"x": np.full((5, 3), np.nan, np.float32), "y": np.array(np.inf)}
-    with pytest.raises(DataError, match="15 of 15 values of the input 'x' .*; 1 of 1 value"):
+    with pytest.raises(DataError, match=r"15 of 15 values of the input 'x' .*; 1 of 1 value"):
         not_finite(feeds)
     assert len(not_finite({**feeds, "index": np.arange(3)})) == 2
